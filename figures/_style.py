@@ -1,0 +1,385 @@
+"""The look of every figure: one colour, marker and line per estimator, everywhere.
+
+CDG is black. Straight-through estimators are warm (red, gold, wine, pink), their matched form
+violet. Local NES is green and weight-space NES blue, darker with more samples. The colours stay
+apart under simulated deuteranopia, protanopia and tritanopia (tests/figures measures it), and
+marker, line style and lightness tell them apart in greyscale. Statistics live in
+``gradlab.reporting.summaries``; here there is only drawing.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
+
+from gradlab.reporting import columns, summaries
+
+
+DASHED, DASHDOT = (0, (4, 1.6)), (0, (5, 1.5, 1, 1.5))
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one method is drawn."""
+
+    colour: str
+    marker: str
+    line: str = "-"
+    width: float = 1.4
+
+    @property
+    def size(self) -> float:
+        """Marker size in points: crosses and stars look smaller than discs, so they are larger."""
+        return {"P": 5.4, "X": 5.4, "*": 7.2, "d": 5.0}.get(self.marker, 4.2)
+
+    @property
+    def line_kwargs(self) -> dict[str, object]:
+        """The keyword arguments of ``Axes.plot``."""
+        dashes = {"nes": DASHED, "local": DASHDOT}.get(self.line, self.line)
+        return {"color": self.colour, "marker": self.marker, "linestyle": dashes,
+                "linewidth": self.width, "markersize": self.size, "markeredgecolor": "white",
+                "markeredgewidth": 0.35}  # fmt: skip
+
+    def drawn(self, hollow: bool = False) -> dict[str, object]:
+        """``line_kwargs``, with the marker's face white if ``hollow``."""
+        face = {"markerfacecolor": "white", "markeredgecolor": self.colour, "markeredgewidth": 0.9}
+        return {**self.line_kwargs, **(face if hollow else {})}
+
+
+INK, FAINT, RULE = "#1a1a1a", "#5f6368", "#d5d8dc"
+STE = {
+    "hardtanh": Style("#e2300c", "o"),
+    "steep": Style("#e3b015", "D"),
+    "swish_sign": Style("#71100d", "^"),
+    "polynomial": Style("#c46494", "v"),
+    "identity": Style("#f08a5d", "h"),
+    "relu": Style("#a0522d", "p"),
+}
+MATCHED = Style("#672bab", "*")
+CDG = Style("#000000", "s", "-", 1.8)
+# (log10 of the population, colour) and (log2 of the passes, colour): shades in between are blended.
+NES_SHADES = [(1.7, "#c3dff0"), (2.7, "#93c4e6"), (3.7, "#3b8fe3"), (4.7, "#0e2f78")]
+LOCAL_SHADES = [(0.0, "#8be0bb"), (1.0, "#39c68b"), (3.0, "#12644a"), (5.0, "#06281d")]
+ROUNDING_SHADES = [(0.0, "#d9b98a"), (3.4, "#6b4a1b")]  # log2 of the samples
+NES_MARKERS = {500: "<", 5_000: ">", 50_000: "d"}
+LOCAL_MARKERS = {1: "p", 2: "P", 8: "X", 20: "H"}
+SPARE_COLOURS = ("#8c7853", "#4d5b66", "#5aa3a8", "#b08a3e", "#9a8fbf", "#7a4b3a")
+SPARE_MARKERS = ("8", "h", "p", "H", "P", "X")
+
+RC = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8,
+    "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7.5, "legend.frameon": False, "figure.titlesize": 10.5,
+    "figure.titleweight": "bold", "axes.linewidth": 0.7, "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7, "xtick.major.size": 3, "ytick.major.size": 3, "axes.edgecolor": FAINT,
+    "axes.grid": True, "grid.color": "#eceef0", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "axes.labelcolor": INK, "text.color": INK, "xtick.color": FAINT, "ytick.color": FAINT,
+    "lines.markersize": 4.2, "figure.facecolor": "white", "axes.facecolor": "white",
+    "figure.constrained_layout.w_pad": 0.08, "figure.constrained_layout.h_pad": 0.06,
+    "axes.unicode_minus": True, "xtick.minor.size": 1.6, "ytick.minor.size": 1.6,
+    "xtick.minor.width": 0.5, "ytick.minor.width": 0.5,
+}  # fmt: skip
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """Draw inside this context."""
+    base = {**sns.axes_style("ticks"), **sns.plotting_context("paper")}
+    with mpl.rc_context({**base, **RC}):
+        yield
+
+
+def _shade(position: float, stops: Sequence[tuple[float, str]]) -> str:
+    points = [p for p, _ in stops]
+    channels = np.array([to_rgb(c) for _, c in stops])
+    return to_hex([float(np.interp(position, points, channels[:, i])) for i in range(3)])
+
+
+def style(estimator: str, surrogate: object = None, population: object = None,
+          label: str = "", passes: object = None) -> Style:  # fmt: skip
+    """The one style of an estimator; what we do not know gets a stable one from its label."""
+    family = columns.family(estimator, surrogate, label)
+    size, visits = columns.as_float(population), columns.as_float(passes)
+    if family == "cdg":
+        return CDG
+    if family == "matched":
+        return MATCHED
+    if family == "nes" and size > 0:
+        marker = NES_MARKERS.get(int(size), "<>d"[int(np.log10(size)) % 3])
+        return Style(_shade(np.log10(size), NES_SHADES), marker, "nes")
+    if family == "local":
+        visits = visits if visits > 0 else 2.0
+        marker = LOCAL_MARKERS.get(int(visits), "PXHp"[int(visits) % 4])
+        return Style(_shade(np.log2(visits), LOCAL_SHADES), marker, "local")
+    if family == "rounding":
+        marker = "hpH8"[int(np.log2(max(1.0, visits if visits > 0 else 1.0))) % 4]
+        return Style(_shade(np.log2(max(1.0, visits)), ROUNDING_SHADES), marker, "local")
+    name = str(surrogate).partition("(")[0]
+    if family == "ste" and name in STE:
+        return STE[name]
+    pick = zlib.crc32(f"{estimator} {surrogate} {label}".encode())
+    spare = SPARE_COLOURS[pick % len(SPARE_COLOURS)]
+    return Style(spare, SPARE_MARKERS[(pick // 7) % len(SPARE_MARKERS)], "nes")
+
+
+def styles(frame: pd.DataFrame) -> dict[str, Style]:
+    """The style of each method of an annotated table, in listing order.
+
+    Methods that share a style (one estimator at several sigmas) are faded from first to last.
+    """
+    table = columns.methods(frame)
+    found = {
+        method: style(row["estimator"], row["surrogate"], row["population"], row["label"],
+                      row.get("passes") if pd.notna(row.get("passes")) else _passes(row["label"]))
+        for method, row in table.iterrows()
+    }  # fmt: skip
+    for shared in set(found.values()):
+        twins = [method for method, value in found.items() if value == shared]
+        for place, method in enumerate(twins):
+            fade = 0.65 * place / max(1, len(twins) - 1)
+            faded = [(1 - fade) * c + fade for c in to_rgb(shared.colour)]
+            found[method] = replace(shared, colour=to_hex(faded))
+    return found
+
+
+def _passes(label: str) -> float | None:
+    digits = [word.strip("(),") for word in str(label).replace(",", "").split()]
+    numbers = [float(word) for word in digits if word.isdigit()]
+    return numbers[0] if numbers else None
+
+
+def table(tables: Mapping[str, pd.DataFrame], name: str, needed: Iterable[str]) -> pd.DataFrame:
+    """The annotated table ``name``.
+
+    Raises:
+        ValueError: the study has no such table, it is empty, or it lacks a column.
+    """
+    if name not in tables or tables[name].empty:
+        raise ValueError(f"this study has stored no rows in the table '{name}'.")
+    missing = [column for column in needed if column not in tables[name]]
+    if missing:
+        raise ValueError(f"the table '{name}' has no column '{missing[0]}'.")
+    return columns.annotate(tables[name])
+
+
+def groupings(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """The three comparisons of the original study, each against CDG, and one for anything else.
+
+    The sampled estimators; the straight-through surrogates; the contenders, one of each family.
+    Groups without a member beside CDG are left out; whatever fits nowhere forms a last group.
+    """
+    known = columns.methods(frame)
+    of = {name: list(known.index[known["family"] == name]) for name in known["family"].unique()}
+    cdg, nes = of.get("cdg", []), of.get("nes", [])
+    ste = [*of.get("ste", []), *of.get("rounding", [])]
+    size = known["population"].map(columns.as_float)
+    largest = [m for m in nes if size[m] == size[nes].max()]
+    picked = known["surrogate"].astype(str).isin(["hardtanh", "swish_sign"])
+    chosen_ste = [m for m in ste if picked[m]] or ste[:2]
+    contenders = [*chosen_ste, *of.get("matched", []), *of.get("local", []), *largest]
+    groups = [
+        ("NES against CDG", [*cdg, *nes]),
+        ("Straight-through against CDG", [*cdg, *ste]),
+        ("Contenders", [*cdg, *contenders]),
+        ("Other estimators against CDG", [*cdg, *of.get("other", [])]),
+    ]
+    listed = list(known.index)
+    groups = [(title, sorted(set(members), key=listed.index)) for title, members in groups]
+    kept = [(title, members) for title, members in groups if set(members) - set(cdg)]
+    # One family alone makes the contenders a copy of another group.
+    unique = [g for i, g in enumerate(kept) if g[1] not in [other[1] for other in kept[:i]]]
+    return unique or [("Estimators", listed)]
+
+
+def panels(rows: int, cols: int, *, width: float = 2.3, height: float = 1.9, extra: float = 0.0,
+           sharex: bool | str = False, sharey: bool | str = False) -> tuple[Figure, np.ndarray]:  # fmt: skip
+    """A figure of ``rows`` × ``cols`` panels and the 2-d array of their axes."""
+    size = (max(4.6, cols * width + extra), max(2.6, rows * height + 0.9))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, cols, squeeze=False, sharex=sharex, sharey=sharey)
+    sns.despine(figure)
+    return figure, axes
+
+
+def curve(ax: Axes, rows: pd.DataFrame, x: str, look: Style, *, label: str | None = None,
+          band: bool = True, markers: bool = True, hollow: bool = False) -> None:  # fmt: skip
+    """A line through the means, with its band where there is an interval.
+
+    Args:
+        ax: where to draw.
+        rows: ``x, mean, low, high`` as :func:`gradlab.reporting.summaries.over_inits` gives them.
+        x: the column along the x-axis.
+        look: colour, marker and line.
+        label: the legend entry.
+        band: draw the interval, as a band (several x) or as error bars (one x).
+        markers: draw the markers on the line; the legend shows them anyway.
+        hollow: draw hollow markers.
+    """
+    rows = rows.sort_values(x)
+    places, mean = rows[x].to_numpy(float), rows["mean"].to_numpy(float)
+    if markers:
+        ax.plot(places, mean, label=label, zorder=3, **look.drawn(hollow))
+    else:
+        ax.plot(places, mean, zorder=3, **{**look.line_kwargs, "marker": ""})
+        ax.plot([], [], label=label, **look.line_kwargs)
+    if not band:
+        return
+    known = rows["low"].notna().to_numpy()
+    if known.sum() == 1:
+        low, high = rows["low"].to_numpy(float)[known], rows["high"].to_numpy(float)[known]
+        ax.vlines(places[known], low, high, color=look.colour, linewidth=1.2, zorder=2)
+    elif known.any():
+        ax.fill_between(places, rows["low"].to_numpy(float), rows["high"].to_numpy(float),
+                        color=look.colour, alpha=0.11, linewidth=0, zorder=1)  # fmt: skip
+
+
+def dots(ax: Axes, x: object, y: object, look: Style) -> None:
+    """One small dot per init."""
+    ax.plot(x, y, linestyle="none", marker="o", markersize=2.1, color=look.colour, alpha=0.55,
+            markeredgewidth=0, zorder=2)  # fmt: skip
+
+
+def num_dim_axis(ax: Axes, num_dims: Sequence[int], label: bool = True) -> None:
+    """num_dim on a logarithmic axis with one tick per value."""
+    present = sorted({int(n) for n in num_dims})
+    if present and present[0] > 0:
+        ax.set_xscale("log", base=2)
+        ax.set_xlim(present[0] / 2**0.4, present[-1] * 2**0.4)
+    ax.xaxis.set_major_locator(FixedLocator(present))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    if label:
+        ax.set_xlabel("num_dim (units per layer)")
+
+
+def log_axis(ax: Axes, axis: str = "x") -> None:
+    """A logarithmic axis whose ticks read 0.001, 0.1, 100 rather than powers."""
+    (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
+    target = ax.xaxis if axis == "x" else ax.yaxis
+    target.set_major_formatter(FuncFormatter(lambda v, _: plain(v)))
+    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
+    if high < 30 * low:  # one or two powers of ten are too few labels
+        target.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    target.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+
+
+def plain(value: float) -> str:
+    """A tick label: powers of ten as powers where they are long.
+
+    >>> plain(0.01), plain(500), plain(1e-5), plain(50000)
+    ('0.01', '500', '$10^{-5}$', '50k')
+    """
+    if value == 0:
+        return "0"
+    exponent = int(np.floor(np.log10(abs(value)) + 1e-9))
+    if 3 <= exponent <= 5:
+        return f"{value / 1000:g}k"
+    if -3 <= exponent <= 2:
+        return f"{value:g}"
+    digits = value / 10.0**exponent
+    power = f"10^{{{exponent}}}"
+    return f"${power}$" if abs(digits - 1) < 1e-6 else f"${digits:g}\\cdot {power}$"
+
+
+def row_title(ax: Axes, words: str) -> None:
+    """A title left of a row of panels."""
+    ax.annotate(words, xy=(0, 1), xytext=(0, 16), xycoords="axes fraction", va="bottom",
+                textcoords="offset points", ha="left", fontsize=8.5, fontweight="bold")  # fmt: skip
+
+
+def side_legend(ax: Axes, title: str | None = None) -> None:
+    """The legend right of the last panel of a row."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.03, 0.5), title=title,
+                  borderaxespad=0, handlelength=2.6, alignment="left")  # fmt: skip
+
+
+def legend_entries(ax: Axes, methods: Iterable[str], looks: Mapping[str, Style]) -> None:
+    """Empty lines, so that a legend lists methods this panel happens not to have."""
+    _, have = ax.get_legend_handles_labels()
+    for method in methods:
+        if method not in have:
+            ax.plot([], [], label=method, **looks[method].line_kwargs)
+
+
+def title(figure: Figure, words: str) -> None:
+    """The figure's title, left-aligned."""
+    figure.suptitle(words, x=0.012, ha="left")
+
+
+def finish(figure: Figure, frame: pd.DataFrame, notes: Iterable[str]) -> tuple[Figure, pd.DataFrame]:
+    """Write the notes under the figure and keep them beside the numbers for the caption."""
+    note = " ".join(note for note in notes if note)
+    width = int(figure.get_size_inches()[0] * 19.5)
+    figure.supxlabel("\n".join(textwrap.wrap(note, width)), x=0.012, ha="left", fontsize=6.8,
+                     color=FAINT)  # fmt: skip
+    frame = frame.reset_index(drop=True)
+    frame.attrs["note"] = note
+    return figure, frame
+
+
+def interval_note(summary: pd.DataFrame, drawn: str = "Bands", seeds: bool = True) -> str:
+    """What the bands and dots are, with n."""
+    n = sorted(int(v) for v in summary["n"].unique() if v > 0)
+    if not n:
+        return ""
+    number = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+    each = " Dots: one init each, its batches averaged." if seeds else ""
+    if n[-1] < summaries.LEAST_INITS:
+        return f"No intervals: {number}, and fewer than 3 inits carry none.{each}"
+    return f"{drawn}: 95 % bootstrap CI over inits, {number}.{each}"
+
+
+def nested_note(frame: pd.DataFrame) -> str:
+    """NES sizes of one cell are prefixes of one sample: say so."""
+    known = columns.methods(frame)
+    sizes = known.loc[known["family"] == "nes", "population"].nunique()
+    words = "NES sizes are nested (prefixes of one sample stream), so their curves are correlated."
+    return words if sizes > 1 else ""
+
+
+def edge_note(best: pd.DataFrame) -> str:
+    """Name the curves whose best lr is the end of the grid."""
+    at_edge = best[best["edge"] != ""]
+    if at_edge.empty:
+        return ""
+    named = at_edge.groupby("method", sort=False)["num_dim"].unique()
+    parts = [f"{m} (num_dim {', '.join(map(str, sorted(d)))})" if max(d) > 0 else str(m)
+             for m, d in named.items()]  # fmt: skip
+    more = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
+    return f"Best lr at the edge of the grid, so perhaps not the best: {', '.join(parts[:6])}{more}."
+
+
+def panel_title(condition: str, num_dim: int) -> str:
+    """``num_dim = 8, fresh student``, as far as there is something to say."""
+    parts = [f"num_dim = {num_dim}" if num_dim > 0 else "", condition]
+    return ", ".join(part for part in parts if part)
+
+
+def legend_below(ax: Axes, ncols: int = 2, points: float = 32) -> None:
+    """The legend under a panel, a fixed distance below its axis."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        place = ax.transAxes + ScaledTranslation(0, -points / 72, ax.figure.dpi_scale_trans)
+        ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=ncols,
+                  bbox_transform=place, borderaxespad=0, handlelength=2.4, columnspacing=1.2)  # fmt: skip
+
+
+def diverged_note(means: pd.DataFrame) -> str:
+    """How many means leave inits out because they diverged."""
+    count = int((means["missing"] > 0).sum())
+    return f"In {count} of {len(means)} means some inits diverged and are left out." if count else ""

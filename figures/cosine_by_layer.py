@@ -1,0 +1,96 @@
+"""Cosine of each estimate to the reference gradient, layer by layer.
+
+One is the reference's own direction, zero is a random one. The first layers are the hard ones:
+their signal passes through every later sign. A faint grey line, where the study measured it, is
+the reference's agreement with itself (the cosine of its two halves): nothing can be judged finer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gradlab.reporting import columns, summaries
+
+from . import _style
+
+TABLES = ("gradient_quality",)
+BY = ["reference", "condition", "num_dim", "method", "layer"]
+
+
+def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
+    """Draw the figure.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    frame = _style.table(tables, "gradient_quality", ["layer", "cosine"])
+    if "reference" not in frame:
+        frame["reference"] = "reference"
+    if frame["cosine"].isna().all():
+        raise ValueError("no cosine to a reference was measured.")
+    means = summaries.over_inits(frame, BY, "cosine")
+    inits = summaries.replicate_means(frame, BY, ["cosine"])
+    layers = columns.layer_order(frame["layer"])
+    place = {layer: i for i, layer in enumerate(layers)}
+    means["x"], inits["x"] = means["layer"].map(place), inits["layer"].map(place)
+    looks = _style.styles(frame)
+    cells = [(r, c, d) for r in frame["reference"].unique() for c in columns.conditions(frame)
+             for d in sorted(frame["num_dim"].unique())
+             if len(means.query("reference == @r and condition == @c and num_dim == @d"))]  # fmt: skip
+    width = min(4, len(cells))
+    height = -(-len(cells) // width)
+
+    with _style.theme():
+        figure, axes = _style.panels(
+            height, width, width=2.5, height=2.5, extra=1.6, sharey=True, sharex=True
+        )
+        for ax, (reference, condition, num_dim) in zip(axes.flat, cells, strict=False):
+            where = "reference == @reference and condition == @condition and num_dim == @num_dim"
+            here, single = means.query(where), inits.query(where)
+            ax.axhline(0, color=_style.FAINT, linewidth=0.7)
+            _self_agreement(ax, frame.query(where), place)
+            for method, look in looks.items():
+                rows = here[here["method"] == method]
+                dots = single[single["method"] == method]
+                if len(rows):
+                    hidden = rows[rows["layer"] != "all"]
+                    overall = rows[rows["layer"] == "all"]
+                    _style.dots(ax, dots["x"], dots["cosine"], look)
+                    _style.curve(ax, hidden, "x", look, label=method)
+                    if len(overall):
+                        _style.curve(ax, overall, "x", look)
+            name = _style.panel_title(condition, num_dim)
+            ax.set_title(name, loc="left")
+            ax.set_xticks(list(place.values()), [columns.layer_name(layer) for layer in layers])
+            ax.set_ylim(min(-0.05, means["mean"].min() - 0.05), 1.04)
+        for ax in axes.flat[len(cells) :]:
+            ax.set_axis_off()
+        for row in axes:
+            row[0].set_ylabel(f"cosine to {_reference(cells)}")
+        for ax in axes[-1]:
+            ax.set_xlabel("layer (weights)")
+        last = axes[0, -1]
+        _style.legend_entries(last, looks, looks)
+        _style.side_legend(last)
+        _style.title(figure, "Agreement with the reference gradient, by layer")
+        drawn = pd.concat([means, inits.rename(columns={"cosine": "mean"})]).drop(columns="x")
+        notes = [_style.interval_note(means), _style.nested_note(frame)]
+        return _style.finish(figure, drawn, notes)
+
+
+def _reference(cells: list[tuple[str, str, int]]) -> str:
+    names = {reference for reference, _, _ in cells}
+    return columns.reference_name(names.pop()) if len(names) == 1 else "the reference"
+
+
+def _self_agreement(ax: object, frame: pd.DataFrame, place: Mapping[str, int]) -> None:
+    if "reference_split_half_cosine" not in frame:
+        return
+    own = frame.groupby("layer")["reference_split_half_cosine"].mean().dropna()
+    own = own[own.index != "all"]
+    if len(own):
+        own = own.rename(index=place).sort_index()
+        ax.plot(own.index, own, color="#9aa0a6", linewidth=3, alpha=0.45, zorder=0)  # type: ignore[attr-defined]

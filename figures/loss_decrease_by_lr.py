@@ -1,0 +1,110 @@
+"""Loss decrease against lr: one column per num_dim, one row per comparison with CDG.
+
+One gradient estimate per init and batch is stepped at every lr, normalized as the study says. The
+best lr of each curve, on the mean over inits and batches, is circled. Steps far too long make the
+loss rise by many times what a good step gains; the axis is cut there, and small triangles at its
+lower border mark the means below it. Crosses at the border mark lrs at which a run diverged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gradlab.reporting import columns, summaries
+
+from . import _style
+
+TABLES = ("loss_decrease",)
+BY = ["condition", "num_dim", "method"]
+CUT = -0.45  # the axis ends here, in units of the highest curve
+
+
+def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
+    """Draw the figure.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    frame = _style.table(tables, "loss_decrease", ["lr", "loss_decrease"])
+    if frame["loss_decrease"].isna().all():
+        raise ValueError("every run diverged: there is no loss decrease to draw.")
+    if frame["lr"].nunique() < 2:
+        raise ValueError("a figure against lr needs at least two lrs: this study has one.")
+    means = summaries.over_inits(frame, [*BY, "lr"], "loss_decrease")
+    best = summaries.best_lr(frame, BY)
+    means = means.merge(best.assign(best=True), on=[*BY, "lr"], how="left")
+    means["best"] = means["best"].eq(True)
+    inits = summaries.replicate_means(frame, [*BY, "lr"], ["loss_decrease"])
+    looks, groups = _style.styles(frame), _style.groupings(frame)
+    num_dims = sorted(frame["num_dim"].unique())
+    rows = [(c, *group) for c in columns.conditions(frame) for group in groups]
+    # One y-axis for all where the panels are of one size, else one per column.
+    highest = means.groupby("num_dim")["mean"].max().clip(lower=1e-12)
+    share = "all" if highest.max() <= 3 * highest.min() else "col"
+
+    with _style.theme():
+        figure, axes = _style.panels(
+            len(rows), len(num_dims), width=1.95, height=1.85, extra=1.5, sharex=True, sharey=share
+        )
+        for row, (condition, name, members) in enumerate(rows):
+            for column, num_dim in enumerate(num_dims):
+                ax = axes[row, column]
+                top = highest.max() if share == "all" else highest[num_dim]
+                ax.set_ylim(CUT * top, 1.12 * top)
+                ax.axhline(0, color=_style.FAINT, linewidth=0.7)
+                for method in members:
+                    where = "condition == @condition and num_dim == @num_dim and method == @method"
+                    one = inits.query(where) if len(means.query("n >= 3")) == 0 else None
+                    _curve(ax, means.query(where), one, looks[method], method, CUT * top)
+                _style.log_axis(ax)
+                if row == 0 and num_dim > 0:
+                    ax.set_title(f"num_dim = {num_dim}", loc="left")
+                if row == len(rows) - 1:
+                    ax.set_xlabel("lr")
+            axes[row, 0].set_ylabel(f"{name}\n" + "loss decrease (MSE)", linespacing=1.6)
+            _style.legend_entries(axes[row, -1], members, looks)
+            _style.side_legend(axes[row, -1], condition or None)
+        _style.title(figure, "Loss decrease after one step, against lr")
+        notes = [
+            _style.interval_note(means, seeds=bool((means["n"] < 3).all())),
+            "Circled: the best lr of each curve.",
+            "Triangles at the lower border: means below the cut axis."
+            if (means["mean"] < CUT * means["num_dim"].map(highest)).any()
+            else "",
+            "Crosses at the border: a run diverged." if (means["missing"] > 0).any() else "",
+            _style.edge_note(best),
+            _style.nested_note(frame),
+        ]
+        return _style.finish(figure, means, notes)
+
+
+def _curve(
+    ax: Axes,
+    rows: pd.DataFrame,
+    inits: pd.DataFrame | None,
+    look: _style.Style,
+    method: str,
+    bottom: float,
+) -> None:
+    """One method in one panel, with what does not fit marked at the lower border."""
+    clean = rows[rows["missing"] == 0]
+    if len(clean):
+        _style.curve(ax, clean, "lr", look, label=method, markers=False)
+    if inits is not None:
+        _style.dots(ax, inits["lr"], inits["loss_decrease"], look)
+    for _, point in clean[clean["best"]].iterrows():
+        ax.plot(point["lr"], point["mean"], marker="o", markersize=6.5, markerfacecolor="none",
+                markeredgewidth=0.9, color=look.colour, linestyle="none", zorder=5)  # fmt: skip
+    # Marks in axes height: what lies below the cut, and where somebody diverged.
+    border = {"transform": ax.get_xaxis_transform(), "linestyle": "none", "color": look.colour,
+              "zorder": 6, "markersize": 4}  # fmt: skip
+    below, lost = clean[clean["mean"] < bottom], rows[rows["missing"] > 0]
+    if len(below):
+        ax.plot(below["lr"], np.full(len(below), 0.03), marker=11, markeredgewidth=0, **border)
+    if len(lost):
+        ax.plot(lost["lr"], np.full(len(lost), 0.03), marker="x", **border)

@@ -1,0 +1,74 @@
+"""Loss decrease after one step at a single lr, against num_dim, in three comparisons.
+
+The quick check of the original study: every estimator takes one step of the same length, on the
+batch it was estimated from. The lr is the one at which most estimators are at their best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gradlab.reporting import columns, summaries
+
+from . import _style
+
+TABLES = ("loss_decrease",)
+BY = ["condition", "num_dim", "method"]
+
+
+def draw(
+    tables: Mapping[str, pd.DataFrame], lr: float | None = None
+) -> tuple[Figure, pd.DataFrame]:
+    """Draw the figure.
+
+    Args:
+        tables: the stored tables by name.
+        lr: which lr to show; the nearest one of the grid is taken. By default the lr at which
+            most estimators are best.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    frame = _style.table(tables, "loss_decrease", ["lr", "loss_decrease"])
+    if frame["loss_decrease"].isna().all():
+        raise ValueError("every run diverged: there is no loss decrease to draw.")
+    grid = np.sort(frame["lr"].unique())
+    wanted = summaries.common_lr(frame) if lr is None else lr
+    chosen = float(grid[np.argmin(np.abs(np.log(grid / wanted)))])
+    frame = frame[frame["lr"] == chosen]
+    means = summaries.over_inits(frame, BY, "loss_decrease")
+    inits = summaries.replicate_means(frame, BY, ["loss_decrease"])
+    looks, groups = _style.styles(frame), _style.groupings(frame)
+    conditions = columns.conditions(frame)
+
+    with _style.theme():
+        figure, axes = _style.panels(
+            len(conditions), len(groups), width=2.9, height=2.9, sharey="row"
+        )
+        for row, condition in enumerate(conditions):
+            for column, (name, members) in enumerate(groups):
+                ax = axes[row, column]
+                ax.axhline(0, color=_style.FAINT, linewidth=0.7)
+                for method in members:
+                    here = means.query("condition == @condition and method == @method")
+                    one = inits.query("condition == @condition and method == @method")
+                    _style.dots(ax, one["num_dim"], one["loss_decrease"], looks[method])
+                    _style.curve(ax, here, "num_dim", looks[method], label=method)
+                _style.num_dim_axis(ax, frame["num_dim"].unique(), row == len(conditions) - 1)
+                ax.set_title(name, loc="left")
+                _style.legend_below(ax) if row == len(conditions) - 1 else None
+            axes[row, 0].set_ylabel("loss decrease (MSE)")
+            if condition:
+                _style.row_title(axes[row, 0], condition)
+        _style.title(figure, f"Loss decrease after one step at lr = {chosen:.3g}")
+        drawn = pd.concat([means, inits.rename(columns={"loss_decrease": "mean"})])
+        notes = [
+            _style.interval_note(means),
+            _style.nested_note(frame),
+            _style.diverged_note(means),
+        ]
+        return _style.finish(figure, drawn.assign(lr=chosen), notes)

@@ -1,0 +1,123 @@
+"""Commands that read results: export, compare, figures, report; and the list of names."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import typer
+
+from gradlab._registry import unknown
+from gradlab.cli.common import (
+    RESULTS,
+    Json,
+    Results,
+    StudyArgument,
+    UsageError,
+    app,
+    print_json,
+    stored_spec,
+    study_folder,
+    write_report,
+)
+
+
+@app.command(epilog="Example: gradlab export quickstart")
+def export(study: StudyArgument, results: Results = RESULTS) -> None:
+    """Write every table of a study as CSV and Parquet."""
+    from gradlab.sweep.export import export as write
+
+    for path in write(study_folder(study, results)):
+        typer.echo(path)
+
+
+@app.command(epilog="Example: gradlab compare results/quickstart elsewhere/quickstart")
+def compare(
+    left: Annotated[str, typer.Argument(metavar="A", help="A study's folder or name.")],
+    right: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Relative difference that counts as equal.")
+    ] = 0.0,
+    results: Results = RESULTS,
+    as_json: Json = False,
+) -> int:
+    """Say where two studies differ; exit status 1 if they do."""
+    from dataclasses import asdict
+
+    from gradlab.sweep.export import compare as compare_studies
+    from gradlab.sweep.units import counted
+
+    found = compare_studies(study_folder(left, results), study_folder(right, results), tolerance)
+    if as_json:
+        print_json({"same": found.same, **asdict(found)})
+        return 0 if found.same else 1
+    for side, count in ((left, found.only_left), (right, found.only_right)):
+        if count:
+            typer.echo(f"{counted(count, 'cell')} only in {side}")
+    for d in found.differences:
+        line = f"{d.table}.{d.column}: {d.differing:,} of {counted(d.rows, 'row')} differ"
+        if d.absolute is not None:
+            line += f" by at most {d.absolute:.3g} (relative {d.relative:.3g})"
+        typer.echo(line + (f", for example at {d.where}" if d.where else ""))
+    typer.echo(f"{counted(found.rows, 'row')} in both, "
+               f"{'all the same' if found.same else 'not the same'}.")  # fmt: skip
+    return 0 if found.same else 1
+
+
+@app.command(epilog="Example: gradlab figures quickstart")
+def figures(study: StudyArgument, results: Results = RESULTS) -> None:
+    """Draw the figures again from the stored tables."""
+    from gradlab import reporting
+
+    folder = study_folder(study, results)
+    for path in reporting.draw(folder, stored_spec(folder)):
+        typer.echo(path)
+
+
+@app.command(epilog="Example: gradlab report quickstart")
+def report(study: StudyArgument, results: Results = RESULTS) -> None:
+    """Write tables, figures and report.html again."""
+    from gradlab.sweep.export import export as write
+
+    folder = study_folder(study, results)
+    write(folder)
+    write_report(folder)
+
+
+@app.command("list", epilog="Example: gradlab list estimators")
+def list_names(
+    kind: Annotated[str, typer.Argument(metavar="KIND", show_default=False,
+                                        help="estimators, surrogates, objectives, models, "
+                                             "studies, sweeps or figures.")],
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """List what a spec can name, with options and defaults."""
+    from gradlab.sweep.cells import describe
+
+    found = _listing(kind)
+    if as_json:
+        print_json(found)
+        return
+    for name, options in found.items():
+        words = [key if value is ... else f"{key}={describe(value)}"
+                 for key, value in options.items()]  # fmt: skip
+        typer.echo("  ".join([name, *words]))
+
+
+def _listing(kind: str) -> dict[str, dict[str, Any]]:
+    """Names, each with its options and defaults."""
+    from gradlab.sweep import spec as specs
+
+    files = {"sweeps": specs.shipped_sweeps, "figures": specs.shipped_figures}
+    if kind in files:
+        return {name: {} for name in files[kind]()}
+    homes = {
+        "estimators": "gradlab.estimators", "surrogates": "gradlab.binary.surrogates",
+        "objectives": "gradlab.objectives", "models": "gradlab.models",
+        "studies": "gradlab.studies",
+    }  # fmt: skip
+    if kind not in homes:
+        raise UsageError(unknown("kind", kind, [*homes, *files]))
+    home = importlib.import_module(homes[kind])
+    defaults = getattr(home, "defaults", lambda name: {})
+    return {name: defaults(name) for name in home.names()}

@@ -1,0 +1,117 @@
+"""The estimators' contract: an objective and parameters in, a gradient and its cost out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gradlab._registry import unknown
+from gradlab.evaluation.population import Params
+from gradlab.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class GradientEstimate:
+    """One estimate.
+
+    Attributes:
+        gradient: same keys and shapes as the parameters; always points uphill of the loss.
+        sigma_gradient: gradient in sigma or log sigma, where asked for.
+        forward_passes: the estimator's definitional cost in full-batch equivalents (CDG: two per
+            coordinate), whatever the implementation needed.
+        backward_passes: likewise.
+        diagnostics: numbers about the estimate, e.g. ``split_half_cosine/layers.0.weight``.
+    """
+
+    gradient: Params
+    sigma_gradient: Params | None = None
+    forward_passes: float = 0.0
+    backward_passes: float = 0.0
+    diagnostics: dict[str, float] = field(default_factory=dict)
+
+
+class Estimator(Protocol):
+    """Anything that estimates the gradient of a binarized network's loss."""
+
+    def estimate(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> GradientEstimate:
+        """One estimate; with nested populations, that of the largest."""
+
+    def estimates(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> list[GradientEstimate]:
+        """One estimate for each nested population, smallest first."""
+
+    def label(self) -> str:
+        """A short display name with every option that is not the default."""
+
+
+def cosine(first: Tensor, second: Tensor) -> float:
+    """Cosine of the angle between two tensors; NaN where one of them is zero.
+
+    >>> cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]))
+    0.7071067811865475
+    """
+    first, second = first.double().flatten(), second.double().flatten()
+    norms = first.norm() * second.norm()
+    return float(first @ second / norms) if norms > 0 else math.nan
+
+
+def split_half_diagnostics(
+    halves: tuple[Mapping[str, Tensor], Mapping[str, Tensor]], samples: float
+) -> dict[str, float]:
+    r"""How far an estimate agrees with itself, per tensor.
+
+    If each half of the samples is signal plus independent noise, the split-half cosine ρ
+    gives the noise-to-signal ratio of one half, :math:`(1 - \rho)/\rho`, and a cosine of .9 to the
+    expected gradient is reached with :math:`n\,\frac{1-\rho}{\rho}\,\frac{.9^2}{2(1 - .9^2)}`
+    samples (the Spearman-Brown formula, solved for n).
+
+    Args:
+        halves: the estimates from two disjoint halves of the samples.
+        samples: how many samples both halves hold together.
+
+    >>> halves = ({"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([1.0, 1.0])})
+    >>> numbers = split_half_diagnostics(halves, samples=10)
+    >>> round(numbers["split_half_cosine/w"], 6), round(numbers["samples_for_0.9/w"], 6)
+    (1.0, 0.0)
+    """
+    numbers = {}
+    for name in halves[0]:
+        agreement = cosine(halves[0][name], halves[1][name])
+        numbers[f"split_half_cosine/{name}"] = agreement
+        needed = math.inf
+        if agreement > 0:
+            needed = samples * (1 - agreement) / agreement * 0.81 / (2 * (1 - 0.81))
+        numbers[f"samples_for_0.9/{name}"] = max(needed, 0.0)
+    return numbers
+
+
+def above_zero(name: str, value: object) -> float:
+    """Refuse anything but a finite number above zero, in one sentence."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is {value!r}: give a number above 0.")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value}: give a finite number above 0.")
+    return float(value)
+
+
+def one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
+    """Refuse a word that is not among the valid ones, suggesting the nearest."""
+    if value not in valid:
+        raise ValueError(unknown(name, str(value), valid))
+
+
+def require_finite(params: Mapping[str, Tensor]) -> None:
+    """Refuse parameters with NaN or infinity, naming the tensor."""
+    for name, tensor in params.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"parameter {name} has NaN or infinite entries: estimate before the run diverges."
+            )

@@ -1,0 +1,234 @@
+r"""Local NES: evolution strategies in activation space, with fresh noise for every example.
+
+Weight-space NES perturbs the weights once for the whole batch, so a batch of B examples gives one
+number. But under W ~ N(μ, σ²) the pre-activation of one example with input h is exactly
+:math:`N(\mu h, \sigma^2\lVert h\rVert^2)`, the loss is a mean of per-example losses, and each of
+these has the same expectation whether or not examples share their noise. Drawing fresh noise per example and
+neuron therefore estimates the same smoothed gradient without bias,
+
+.. math:: \frac{\partial J}{\partial \mu_{i}} = \frac1B \sum_b
+    E\left[(\ell_b - c_b)\,\frac{\xi_{b,i}}{\sigma\lVert h_b\rVert}\,h_b\right],
+
+with B times more independent samples: the local reparameterization trick (Kingma, Salimans and
+Welling 2015, section 2.3) applied to a score function. Three things reduce its variance further,
+none adds bias:
+
+- the score is conditioned on what the network sees: :math:`E[\xi \mid \text{level}]` in place of
+  ξ (Rao-Blackwell, :func:`gradlab.evaluation.smoothing.score`);
+- the last hidden layer is not sampled: the loss is replaced by its closed-form expectation over
+  that layer's and the output layer's noise, and these two get its own, pathwise gradient;
+- the baseline :math:`c_b` is each example's loss on a noise-free pass (one more forward pass).
+
+``forward_passes`` counts the noisy passes and the baseline. For convolutions positions share
+weights, so independent noise is a different smoothing; this estimator takes fully connected layers
+with real weights and examples that do not interact (no train-mode BatchNorm).
+
+>>> from gradlab.objectives import TeacherStudent
+>>> objective = TeacherStudent(num_dim=8, batch_size=4096, seed=0)
+>>> params = objective.initial_params(seed=0)
+>>> generator = torch.Generator().manual_seed(0)
+>>> estimate = NESLocal(passes=2).estimate(objective, params, generator=generator)
+>>> estimate.forward_passes
+3.0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradlab._registry import unknown
+from gradlab.estimators.base import (
+    GradientEstimate,
+    above_zero,
+    require_finite,
+    split_half_diagnostics,
+)
+from gradlab.estimators.matched import (
+    BLOCK_FLOATS,
+    closed_form_losses,
+    draw_noise,
+    require_layered,
+    spread_of,
+)
+from gradlab.evaluation import population as pop
+from gradlab.evaluation import smoothing
+from gradlab.evaluation.noise import draw_key
+from gradlab.evaluation.population import Params
+from gradlab.models.mlp import positive_integer
+from gradlab.objectives.base import LayeredObjective, Objective
+
+
+@dataclass(frozen=True)
+class NESLocal:
+    """Score-function gradient with per-example noise on the pre-activations.
+
+    Args:
+        sigma: standard deviation of every perturbed weight.
+        passes: noisy forward passes.
+        antithetic: passes 2k and 2k + 1 use noise of opposite sign.
+        layers: names of the perturbed layers (all if left out); the gradient of the others is zero.
+        condition_last: take the last hidden layer in closed form where it is perturbed.
+        baseline: subtract each example's loss on a noise-free pass.
+
+    Raises:
+        ValueError: an option out of range; an objective without layers or with binary weights.
+    """
+
+    sigma: float = 0.1
+    passes: int = 2
+    antithetic: bool = True
+    layers: tuple[str, ...] | list[str] | None = None
+    condition_last: bool = True
+    baseline: bool = True
+
+    def __post_init__(self) -> None:
+        above_zero("sigma", self.sigma)
+        positive_integer("passes", self.passes)
+        if self.layers is not None and (isinstance(self.layers, str) or not self.layers):
+            raise ValueError(
+                f"layers is {self.layers!r}: give a list of layer names, or leave it out for all."
+            )
+
+    def estimate(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> GradientEstimate:
+        """The mean over ``passes`` noisy passes."""
+        layered = require_layered(objective, "nes_local")
+        require_finite(params)
+        perturbed = set(layered.layer_names if self.layers is None else self.layers)
+        for name in perturbed:
+            if name not in layered.layer_names:
+                raise ValueError(unknown("layer", name, layered.layer_names))
+        key = draw_key(generator)
+        size, width = layered.inputs.shape
+        middle = size // 2
+        halves = []
+        # Examples are independent, so the two halves of the batch are two independent estimates.
+        for start, stop in ((0, middle), (middle, size)):
+            total = {name: torch.zeros_like(w) for name, w in params.items()}
+            for low, high in pop.chunks(stop - start, max(512, BLOCK_FLOATS // width)):
+                block = (start + low, start + high)
+                _Block(self, layered, params, perturbed, key, block).add_to(total)
+            halves.append(total)
+        gradient = {name: (halves[0][name] + halves[1][name]) / size for name in params}
+        diagnostics = {}
+        if middle:
+            chosen = [{n: half[n] for n in half if n in perturbed} for half in halves]
+            diagnostics = split_half_diagnostics((chosen[0], chosen[1]), self.passes)
+        return GradientEstimate(
+            gradient,
+            forward_passes=float(self.passes + self.baseline),
+            backward_passes=0.0,
+            diagnostics=diagnostics,
+        )
+
+    def estimates(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> list[GradientEstimate]:
+        """The estimate, alone in a list."""
+        return [self.estimate(objective, params, generator=generator)]
+
+    def label(self) -> str:
+        """``local NES (2 passes)``, with options that are not the default."""
+        text = f"local NES ({self.passes} pass{'es' if self.passes > 1 else ''})"
+        text += "" if self.sigma == 0.1 else f" σ={self.sigma:g}"
+        text += "" if self.antithetic else " not antithetic"
+        text += "" if self.condition_last else " unconditioned"
+        text += "" if self.baseline else " no baseline"
+        return text + ("" if self.layers is None else f" on {', '.join(self.layers)}")
+
+
+class _Block:
+    """Summed gradients of one block of examples."""
+
+    def __init__(
+        self,
+        options: NESLocal,
+        objective: LayeredObjective,
+        params: Params,
+        perturbed: set[str],
+        key: int,
+        block: tuple[int, int],
+    ) -> None:
+        self.options = options
+        self.objective = objective
+        self.params = params
+        self.perturbed = perturbed
+        self.key = key
+        self.block = block
+        self.inputs = objective.inputs[block[0] : block[1]]
+        self.targets = objective.targets[block[0] : block[1]]
+        names = objective.layer_names
+        self.conditioned = options.condition_last and names[-2] in perturbed
+        self.sampled = names[:-2] if self.conditioned else names[:-1]
+        self.head = names[-2:] if self.conditioned else names[-1:]
+
+    def add_to(self, total: Params) -> None:
+        """Add this block's gradient, summed over examples and averaged over passes."""
+        passes = self.options.passes
+        baseline: Tensor | float = 0.0
+        if self.options.baseline:
+            hidden = self.inputs
+            for name in self.sampled:
+                hidden = self.objective.activation.forward(hidden @ self.params[name].T)
+            baseline = self._head_losses(hidden, self.params)
+        for index in range(passes):
+            hidden = self.inputs
+            scores: list[tuple[str, Tensor, Tensor]] = []
+            for layer, name in enumerate(self.sampled):
+                hidden = self._layer(index, layer, name, hidden, scores)
+            trained = [name for name in self.head if name in self.perturbed]
+            leaves = {name: self.params[name].detach().clone() for name in self.head}
+            for name in trained:
+                leaves[name].requires_grad_()
+            losses = self._head_losses(hidden, leaves)
+            if trained:
+                gradients = torch.autograd.grad(losses.sum(), [leaves[name] for name in trained])
+                for name, gradient in zip(trained, gradients, strict=True):
+                    total[name] += gradient / passes
+            reward = (losses.detach() - baseline)[:, None] / passes
+            for name, score, layer_input in scores:
+                total[name] += (score * reward).T @ layer_input
+
+    def _layer(
+        self,
+        index: int,
+        layer: int,
+        name: str,
+        hidden: Tensor,
+        scores: list[tuple[str, Tensor, Tensor]],
+    ) -> Tensor:
+        activation = self.objective.activation
+        mean = hidden @ self.params[name].T
+        if name not in self.perturbed:
+            return activation.forward(mean)
+        spread = spread_of(activation, hidden, self.options.sigma, first=layer == 0)
+        pair = index // 2 if self.options.antithetic else index
+        drawn = draw_noise(self.key, layer, pair, self.block, mean.shape[1], mean.device)
+        if self.options.antithetic and index % 2:
+            drawn = -drawn
+        scores.append((name, smoothing.score(activation, mean, spread, drawn), hidden))
+        return activation.forward(mean + spread * drawn)
+
+    def _head_losses(self, hidden: Tensor, weights: Params) -> Tensor:
+        """Per-example losses behind the sampled layers, in expectation over the rest's noise."""
+        names = self.objective.layer_names
+        noisy_output = names[-1] in self.perturbed
+        if self.conditioned:
+            return closed_form_losses(
+                self.objective,
+                hidden,
+                (weights[names[-2]], weights[names[-1]]),
+                self.targets,
+                self.options.sigma,
+                first=len(names) == 2,
+                output_perturbed=noisy_output,
+            )
+        outputs = hidden @ weights[names[-1]].T
+        variance = torch.zeros_like(outputs)
+        if noisy_output:
+            variance = variance + self.options.sigma**2 * hidden.square().sum(1, keepdim=True)
+        return self.objective.expected_losses(outputs, variance, self.targets)

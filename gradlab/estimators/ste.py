@@ -1,0 +1,130 @@
+r"""Straight-through estimator: backpropagation with a surrogate for the derivative of sign.
+
+The forward pass is the exact network. Where the backward pass meets sign, whose derivative is zero
+almost everywhere, it multiplies by a surrogate derivative instead (Bengio, Léonard and Courville
+2013; Hubara et al. 2016); :mod:`gradlab.binary.surrogates` has the list. Deterministic, one forward
+and one backward pass, and biased: for a stack of sign layers no surrogate makes it the gradient of
+anything. The output layer behind the last sign is exact.
+
+``surrogate="matched"`` is the exception that explains the others. Smooth every weight by
+N(w, σ²); then a pre-activation z = w·h is N(z, s²) with s = σ‖h‖, its sign has mean
+erf(z/(s√2)), and that mean's derivative :math:`2\varphi(z/s)/s` is a surrogate of width s. The
+matched STE draws the noise once, backpropagates with exactly this derivative, and takes the last
+sign layer in closed form: every NES has its matched STE (compare Shekhovtsov and Yanush,
+"Reintroducing Straight-Through Estimators as Principled Methods for Stochastic Binary Networks",
+2021). It estimates the smoothed gradient with a small bias at the cost of one forward and one
+backward pass.
+
+>>> from gradlab.objectives import TeacherStudent
+>>> objective = TeacherStudent(num_dim=4, batch_size=256, seed=0)
+>>> params = objective.initial_params(seed=0)
+>>> estimate = STE("polynomial").estimate(objective, params, generator=torch.Generator())
+>>> estimate.gradient["layers.0.weight"].shape, estimate.forward_passes, estimate.backward_passes
+(torch.Size([4, 4]), 1.0, 1.0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradlab.binary import surrogates
+from gradlab.estimators.base import GradientEstimate
+from gradlab.estimators.matched import MatchedSmoothing, matched_gradient
+from gradlab.evaluation.noise import draw_key
+from gradlab.evaluation.population import Params
+from gradlab.objectives.base import Objective
+
+Choice = str | Mapping[str, Any]
+
+
+def _name_and_options(choice: Choice) -> tuple[str, dict[str, Any]]:
+    if isinstance(choice, str):
+        return choice, {}
+    if isinstance(choice, Mapping) and isinstance(choice.get("name"), str):
+        return choice["name"], {key: value for key, value in choice.items() if key != "name"}
+    raise ValueError(
+        f"surrogate is {choice!r}: give a name or a table such as "
+        '{name = "hardtanh", threshold = 0.5}.'
+    )
+
+
+def _build(choice: Choice) -> Any:
+    name, options = _name_and_options(choice)
+    if name == "matched":
+        return MatchedSmoothing.create(**options)
+    try:
+        return surrogates.create(name, **options)
+    except ValueError as error:
+        if name not in surrogates.names():
+            raise ValueError(str(error).replace("Valid: ", "Valid: matched, ")) from None
+        raise
+
+
+def surrogate_label(choice: Choice) -> str:
+    """A surrogate and its options in words.
+
+    >>> surrogate_label({"name": "hardtanh", "threshold": 0.5})
+    'hardtanh(threshold=0.5)'
+    """
+    name, options = _name_and_options(choice)
+    inside = ", ".join(f"{key}={value:g}" for key, value in sorted(options.items()))
+    return f"{name}({inside})" if inside else name
+
+
+@dataclass(frozen=True)
+class STE:
+    """Backpropagation with a surrogate derivative.
+
+    Args:
+        surrogate: a registered surrogate's name, or a mapping with ``name`` and its options
+            (``{"name": "hardtanh", "threshold": 0.5}``), or ``matched`` (option ``sigma``).
+        weight_surrogate: the derivative of sign(w) where weights are binary; hardtanh if left out.
+
+    Raises:
+        ValueError: an unknown surrogate or option, or one out of range.
+    """
+
+    surrogate: Choice = "hardtanh"
+    weight_surrogate: Choice | None = None
+
+    def __post_init__(self) -> None:
+        _build(self.surrogate)
+        if self.weight_surrogate is not None:
+            if _name_and_options(self.weight_surrogate)[0] == "matched":
+                raise ValueError(
+                    "matched smooths pre-activations, not weights: choose another "
+                    "weight_surrogate, e.g. hardtanh."
+                )
+            _build(self.weight_surrogate)
+
+    def estimate(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> GradientEstimate:
+        """One forward and one backward pass; only ``matched`` draws from the generator."""
+        surrogate = _build(self.surrogate)
+        if isinstance(surrogate, MatchedSmoothing):
+            gradient = matched_gradient(objective, params, surrogate.sigma, draw_key(generator))
+        else:
+            options = {}
+            if self.weight_surrogate is not None:
+                options["weight_surrogate"] = _build(self.weight_surrogate)
+            gradient = objective.surrogate_gradient(params, surrogate, **options)
+        return GradientEstimate(gradient, forward_passes=1.0, backward_passes=1.0)
+
+    def estimates(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> list[GradientEstimate]:
+        """The estimate, alone in a list."""
+        return [self.estimate(objective, params, generator=generator)]
+
+    def label(self) -> str:
+        """``STE hardtanh``, ``matched STE``, with options that are not the default."""
+        name = surrogate_label(self.surrogate)
+        text = name.replace("matched", "matched STE") if "matched" in name else f"STE {name}"
+        if self.weight_surrogate is not None:
+            text += f" / weights {surrogate_label(self.weight_surrogate)}"
+        return text

@@ -1,0 +1,158 @@
+r"""The teacher-student regression: how far is a student from a teacher of the same shape?
+
+Inputs are i.i.d. N(0, 1); targets are the outputs of a randomly drawn binarized teacher; the loss
+is the mean squared error. Teacher, inputs and students use separate random streams, so that a
+student never starts as its teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradlab.binary.activations import Activation
+from gradlab.evaluation import coordinates
+from gradlab.evaluation import population as pop
+from gradlab.evaluation.mlp import MLPEvaluator
+from gradlab.evaluation.population import Params, Population
+from gradlab.models.mlp import BinarizedMLP, positive_integer
+from gradlab.objectives.base import check_params
+
+_TEACHER, _INPUTS, _STUDENT = 0, 1, 2
+
+
+def _generator(seed: int, *stream: int) -> torch.Generator:
+    state = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _seed(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least 0.")
+
+
+class TeacherStudent:
+    r"""Mean squared error of a student to a teacher on one batch.
+
+    Args:
+        num_dim: width of the input and of every hidden layer.
+        batch_size: number of examples.
+        seed: fixes the teacher.
+        batch: which batch; (seed, batch) fix the inputs.
+        depth: number of hidden layers of teacher and student.
+        activation: "binary", "ternary", "decoupled_ternary", "2bit" or "full".
+        weight: "real" or "binary" (sign(w), without scale; the output layer stays real).
+        device: where inputs, targets and new students live.
+
+    Attributes:
+        inputs: ``(batch_size, num_dim)`` float32.
+        targets: ``(batch_size, 1)`` float32.
+        teacher: the teacher's parameters.
+        model: the architecture.
+
+    Raises:
+        ValueError: a size, seed or name out of range.
+
+    >>> objective = TeacherStudent(num_dim=4, batch_size=100, seed=0)
+    >>> float(objective.loss(objective.teacher))
+    0.0
+    >>> sorted(objective.initial_params(seed=0))
+    ['layers.0.weight', 'layers.1.weight', 'layers.2.weight', 'layers.3.weight']
+    """
+
+    def __init__(
+        self,
+        num_dim: int,
+        batch_size: int,
+        seed: int,
+        batch: int = 0,
+        depth: int = 3,
+        activation: str = "binary",
+        weight: str = "real",
+        device: str = "cpu",
+    ) -> None:
+        self.model = BinarizedMLP(num_dim, depth, activation, weight)
+        positive_integer("batch_size", batch_size)
+        _seed("seed", seed)
+        _seed("batch", batch)
+        self.seed = seed
+        self.device = device
+        teacher = self.model.initial_params(_generator(seed, _TEACHER))
+        self.teacher = {name: tensor.to(device) for name, tensor in teacher.items()}
+        inputs = torch.randn(batch_size, num_dim, generator=_generator(seed, _INPUTS, batch))
+        self.inputs = inputs.to(device)
+        self._shapes = {name: tensor.shape for name, tensor in self.teacher.items()}
+        self._evaluator = MLPEvaluator(self.model, self.inputs, self.inputs.new_zeros(batch_size, 1))
+        # The teacher runs through the same evaluator as its students: its own loss is exactly 0.
+        self.targets = self._evaluator.outputs(self.teacher)
+        self._evaluator = replace(self._evaluator, targets=self.targets)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Parameter names from input to output."""
+        return self.model.layer_names
+
+    @property
+    def activation(self) -> Activation:
+        """The activation between the layers."""
+        return self.model.activation_function
+
+    def initial_params(self, seed: int) -> Params:
+        """A fresh student: U(±1/√num_dim), from a stream that no teacher uses."""
+        _seed("seed", seed)
+        student = self.model.initial_params(_generator(seed, _STUDENT))
+        return {name: tensor.to(self.device) for name, tensor in student.items()}
+
+    def loss(self, params: Params) -> Tensor:
+        """Mean squared error, ``()`` float64; NaN if any weight is NaN."""
+        check_params(params, self._shapes)
+        return self.losses({name: tensor[None] for name, tensor in params.items()})[0]
+
+    def losses(self, population: Population) -> Tensor:
+        """Mean squared error of every member, ``(P,)`` float64, in bounded memory."""
+        return self._evaluator.losses(population)
+
+    def decreases(self, params: Params, population: Population) -> Tensor:
+        """loss(params) - loss(member), ``(P,)``, per example in float64."""
+        return self._evaluator.decreases(params, population)
+
+    def expected_losses(self, mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
+        """E(y - t)² = (E y - t)² + Var y per example: ``(B, 1)`` moments to ``(B,)``."""
+        return ((mean - targets).square() + variance)[:, 0]
+
+    def surrogate_gradient(
+        self, params: Params, surrogate: Any, weight_surrogate: Any = None
+    ) -> Params:
+        """Backpropagation of the loss with surrogate derivatives.
+
+        Args:
+            params: one parameter dict.
+            surrogate: derivative in place of the activation's, see
+                :mod:`gradlab.binary.surrogates`.
+            weight_surrogate: derivative of sign(w) for binary weights; hardtanh if left out.
+        """
+        check_params(params, self._shapes)
+        leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
+        total = {name: torch.zeros_like(w) for name, w in params.items()}
+        size = len(self.inputs)
+        # Blocks bound the memory of the stored activations and keep them in cache.
+        for a, b in pop.chunks(size, max(1024, 2**18 // self.model.num_dim)):
+            outputs = self.model.surrogate_forward(
+                leaves, self.inputs[a:b], surrogate, weight_surrogate
+            )
+            loss = (outputs - self.targets[a:b]).square().sum() / size
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+            for name, gradient in zip(leaves, gradients, strict=True):
+                total[name] += gradient
+        return total
+
+    def coordinate_differences(self, params: Params, epsilon: float) -> Params:
+        """Loss differences over ±epsilon of every weight, float64, by sparse flips."""
+        check_params(params, self._shapes)
+        return coordinates.mlp_differences(
+            self.model, self.inputs, self.targets, params, epsilon
+        )

@@ -1,0 +1,356 @@
+"""Findings: what a study's tables say, in sentences that carry their uncertainty.
+
+Each kind of study has a function from its table to a list of findings. Comparisons are paired by
+init; a difference is called resolved where the 95 % bootstrap interval of the paired difference
+leaves zero out. Nothing is written that the table does not support: without CDG nothing is
+compared with it, and with fewer than three inits sentences carry no interval and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from gradlab.reporting import columns, summaries
+from gradlab.reporting.wording import (
+    at_num_dim,
+    interval,
+    listed,
+    lr,
+    number,
+    passes,
+    percent,
+    sample,
+)
+
+BY = ["condition", "num_dim", "method"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding: a lead of two or three words, and its sentences."""
+
+    lead: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.lead}: {self.text}"
+
+
+def write(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
+    """The findings of a study.
+
+    Args:
+        tables: stored tables by name; those of no known kind are passed over.
+    """
+    from gradlab.reporting import findings_gradient, findings_trajectory
+
+    kinds: dict[str, Callable[[pd.DataFrame], list[Finding]]] = {
+        "loss_decrease": loss_decrease,
+        "gradient_quality": findings_gradient.gradient_quality,
+        "trajectory": findings_trajectory.trajectory,
+    }
+    found: list[Finding] = []
+    for name, kind in kinds.items():
+        if name in tables and not tables[name].empty:
+            found += kind(tables[name])
+    return found
+
+
+def caution(n: int) -> str:
+    """How far an interval over ``n`` inits can be trusted."""
+    if n < summaries.LEAST_INITS:
+        return (f"With {n} init{'s' if n != 1 else ''} there is no interval: read every number as "
+                "one observation.")  # fmt: skip
+    if n <= 5:
+        covered = 100 * (1 - 2 * 0.5**n)
+        return (f"With {n} inits a 95 % bootstrap interval is hardly more than the range of the "
+                f"inits, which covers the mean of a symmetric distribution about {covered:.0f} % "
+                f"of the time: read \"resolved\" as \"all {n} inits agree\".")  # fmt: skip
+    return "Intervals are 95 % bootstrap intervals over inits."
+
+
+class Best:
+    """Every method at its best lr: one vector over inits per condition, num_dim and method."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        """Args: frame: an annotated loss-decrease table."""
+        self.frame = frame
+        self.known = columns.methods(frame)
+        self.lrs = summaries.best_lr(frame, BY)
+        rows = frame.merge(self.lrs, on=[*BY, "lr"])
+        values = ["loss_decrease"]
+        if "loss_decrease_fresh" in rows and rows["loss_decrease_fresh"].notna().any():
+            values.append("loss_decrease_fresh")
+        self.means = summaries.replicate_means(rows, BY, values)
+        self.wide = {v: self.means.pivot(index=BY, columns="init", values=v) for v in values}
+        self.cdg = columns.reference_method(self.known)
+
+    def vector(self, condition: str, num_dim: int, method: str, fresh: bool = False) -> pd.Series:
+        """The decrease of every init; empty where it was not measured."""
+        wide = self.wide["loss_decrease_fresh" if fresh else "loss_decrease"]
+        key = (condition, num_dim, method)
+        return wide.loc[key] if key in wide.index else pd.Series(dtype=float)
+
+    def num_dims(self, condition: str) -> list[int]:
+        """The num_dims measured under this condition."""
+        means = self.means[self.means["condition"] == condition]
+        return sorted(means["num_dim"].unique())
+
+    def compared(self, condition: str) -> list[int]:
+        """The num_dims at which CDG was measured too."""
+        return [d for d in self.num_dims(condition)
+                if self.cdg and self.vector(condition, d, self.cdg).notna().any()]  # fmt: skip
+
+    def ranking(self, condition: str, num_dim: int) -> list[str]:
+        """Methods by mean decrease, best first."""
+        wide = self.wide["loss_decrease"].loc[condition].loc[num_dim]
+        return list(wide.mean(axis=1).sort_values(ascending=False, kind="stable").index)
+
+    def share(self, condition: str, num_dim: int, method: str) -> dict[str, float]:
+        """The decrease as a share of CDG's, paired by init."""
+        base = self.vector(condition, num_dim, str(self.cdg))
+        one = self.vector(condition, num_dim, method)
+        return summaries.ratio(*one.align(base))
+
+    def gap(self, condition: str, num_dim: int, one: str, other: str) -> dict[str, float]:
+        """The paired difference of two methods."""
+        a, b = self.vector(condition, num_dim, one), self.vector(condition, num_dim, other)
+        return summaries.difference(*a.align(b))
+
+    def of(self, *families: str) -> list[str]:
+        """The methods of these families, in listing order."""
+        return list(self.known.index[self.known["family"].isin(families)])
+
+
+def loss_decrease(table: pd.DataFrame) -> list[Finding]:
+    """Findings of a loss-decrease study."""
+    frame = columns.annotate(table)
+    if frame["loss_decrease"].isna().all():
+        return [Finding("Nothing to compare", "Every run diverged.")]
+    variants = columns.name_curves(frame, ["sigma", "epsilon"])
+    plain, scale = _one_scale_each(frame.assign(curve=variants))
+    best = Best(plain)
+    conditions = columns.conditions(plain)
+    first = conditions[0]
+    found = [finding for condition in conditions for finding in winners(best, condition)]
+    for write_shares in (straight_through, nes, local):
+        found += write_shares(best, first)
+    found += unresolved(best, first)
+    found += effects(frame)
+    found += learning_rates(best)
+    found += unseen_batch(best, first)
+    found += diverged(frame)
+    if scale:
+        found.insert(0, Finding("Which scale", f"Sentences that name no scale are about {scale}."))
+    if len(conditions) > 1:
+        found.insert(0, Finding("Which condition", f"Sentences that name none are about: {first}."))
+    return found
+
+
+def _one_scale_each(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of an estimator measured at several sigmas or epsilons, the rows at 0.1 (or the first)."""
+    kept, words = frame, []
+    for scale in ("epsilon", "sigma"):
+        if scale not in kept or kept.groupby("curve")[scale].nunique().max() <= 1:
+            continue
+        has_default = kept.groupby("curve")[scale].transform(lambda s: (s == 0.1).any())
+        chosen = kept.groupby("curve")[scale].transform("first").where(~has_default, 0.1)
+        kept = kept[kept[scale].isna() | (kept[scale] == chosen)]
+        words.append(f"{columns.SYMBOLS[scale]} = 0.1")
+    # The scale is said once, in front, and not again in every name.
+    return (kept.assign(method=kept["curve"]) if words else kept), listed(words)
+
+
+def _under(condition: str, best: Best) -> str:
+    several = best.frame["condition"].nunique() > 1
+    return f" ({condition})" if several and condition else ""
+
+
+def winners(best: Best, condition: str) -> list[Finding]:
+    """Who brings the loss down furthest at each num_dim, and whether the lead is resolved."""
+    num_dims = best.num_dims(condition)
+    led: dict[str, list[int]] = {}
+    certain: list[int] = []
+    for num_dim in num_dims:
+        ranked = best.ranking(condition, num_dim)
+        led.setdefault(ranked[0], []).append(num_dim)
+        lead = best.gap(condition, num_dim, *ranked[:2]) if len(ranked) > 1 else None
+        if lead and summaries.resolved(lead):
+            certain.append(num_dim)
+    parts = [f"{method}{at_num_dim(dims)}" for method, dims in led.items()]
+    last = num_dims[-1]
+    top = best.ranking(condition, last)[0]
+    values = best.vector(condition, last, top)
+    low, high = summaries.mean_interval(values)
+    n = int(values.notna().sum())
+    text = (f"At its best lr, the largest one-step loss decrease{_under(condition, best)} is that "
+            f"of {'; '.join(parts)}. {top} gains {number(values.mean())}"
+            f"{interval(float(low), float(high))}{at_num_dim([last])} ({sample(n)}).")  # fmt: skip
+    if n >= summaries.LEAST_INITS and len(best.ranking(condition, last)) > 1:
+        if len(certain) == len(num_dims):
+            text += " Its lead over the runner-up is resolved" + (" everywhere." if len(num_dims) > 1 else ".")
+        elif certain:
+            text += f" The lead over the runner-up is resolved{at_num_dim(certain)} only."
+        else:
+            text += " The lead over the runner-up is not resolved by these data."
+    return [Finding("Best estimator", text)]
+
+
+def _shares(best: Best, condition: str, num_dim: int, methods: list[str]) -> list[str]:
+    """``name 94 % [91, 97]`` for each method, the best first; at most six."""
+    found = [(method, best.share(condition, num_dim, method)) for method in methods]
+    known = [(m, s) for m, s in found if s["ratio"] == s["ratio"]]
+    known.sort(key=lambda pair: -pair[1]["ratio"])
+    if len(known) > 6:
+        known = [*known[:4], *known[-2:]]
+    return [f"{method} {percent(share)}" for method, share in known]
+
+
+def _n(best: Best, condition: str, num_dim: int) -> int:
+    return int(best.vector(condition, num_dim, str(best.cdg)).notna().sum())
+
+
+def _kept(best: Best, condition: str, methods: list[str], opening: str) -> str:
+    """Shares of CDG's decrease at the largest num_dim, and their range at the smallest."""
+    num_dims = best.compared(condition)
+    if not num_dims:
+        return ""
+    last, first = num_dims[-1], num_dims[0]
+    shares = _shares(best, condition, last, methods)
+    if not shares:
+        return ""
+    text = (f"{opening.format(at_num_dim([last]))}: {listed(shares)} "
+            f"({sample(_n(best, condition, last))}, paired).")  # fmt: skip
+    small = _shares(best, condition, first, methods)
+    if first != last and len(small) == 1:
+        text += f" At num_dim {first}: {small[0]}."
+    elif first != last and small:
+        text += f" At num_dim {first} they range from {small[-1]} to {small[0]}."
+    return text
+
+
+def straight_through(best: Best, condition: str) -> list[Finding]:
+    """How much of CDG's decrease each surrogate keeps, at the largest and smallest num_dim."""
+    opening = "Of CDG's best loss decrease{}, straight-through steps keep"
+    text = _kept(best, condition, best.of("ste", "rounding"), opening)
+    return [Finding("Straight-through", text)] if text else []
+
+
+def nes(best: Best, condition: str) -> list[Finding]:
+    """How NES approaches CDG with its population."""
+    methods = best.of("nes")
+    text = _kept(best, condition, methods, "Of CDG's best decrease{}, weight-space NES keeps")
+    if text and best.known.loc[methods, "population"].nunique() > 1:
+        text += " Its sizes are nested prefixes of one sample, so their errors are correlated."
+    return [Finding("NES", text)] if text else []
+
+
+def local(best: Best, condition: str) -> list[Finding]:
+    """Local NES and the matched STE, and the NES population they are worth."""
+    methods = best.of("local", "matched")
+    opening = ("Of CDG's best decrease{}, noise on the pre-activations instead of the weights "
+               "keeps")  # fmt: skip
+    text = _kept(best, condition, methods, opening)
+    if not text:
+        return []
+    last = best.compared(condition)[-1]
+    present, rivals = (
+        [m for m in family if best.vector(condition, last, m).notna().any()]
+        for family in (best.of("local") or methods, best.of("nes"))
+    )
+    if present and rivals and "forward_passes" in best.frame:
+        cost = best.frame.groupby("method")["forward_passes"].mean()
+        cheapest = min(present, key=lambda m: cost[m])
+        beaten = [m for m in rivals if cost[m] > cost[cheapest]
+                  and best.gap(condition, last, cheapest, m)["low"] > 0]  # fmt: skip
+        if beaten:
+            most = max(beaten, key=lambda m: cost[m])
+            text += (f" With {passes(cost[cheapest])}, {cheapest} goes further than {most} with "
+                     f"{cost[most]:,.0f}.")  # fmt: skip
+    return [Finding("Local noise", text)]
+
+
+def unresolved(best: Best, condition: str) -> list[Finding]:
+    """Who cannot be told from CDG by these data."""
+    equal: dict[str, list[int]] = {}
+    n = 0
+    for num_dim in best.compared(condition):
+        for method in best.ranking(condition, num_dim):
+            if method == best.cdg:
+                continue
+            gap = best.gap(condition, num_dim, method, str(best.cdg))
+            n = max(n, int(gap["n"]))
+            if gap["n"] >= summaries.LEAST_INITS and not summaries.resolved(gap):
+                equal.setdefault(method, []).append(num_dim)
+    if n < summaries.LEAST_INITS:
+        return []
+    if not equal:
+        return [Finding("Resolved", f"Every estimator's difference from CDG is resolved ({sample(n)}).")]
+    ordered = [m for m in best.known.index if m in equal]
+    names = [f"{method}{at_num_dim(equal[method])}" for method in ordered]
+    return [Finding("Not resolved", "The paired difference from CDG includes zero for "
+                    f"{'; '.join(names)} ({sample(n)}).")]  # fmt: skip
+
+
+def effects(frame: pd.DataFrame) -> list[Finding]:
+    """What each varied setting or scale does, at the largest num_dim."""
+    from gradlab.reporting import findings_effects
+
+    return findings_effects.write(frame)
+
+
+def learning_rates(best: Best) -> list[Finding]:
+    """Where the best lrs lie, and whether the grid was wide enough."""
+    lrs = best.lrs["lr"]
+    if best.frame["lr"].nunique() < 2:
+        return [Finding("Learning rate", f"Only lr = {lr(lrs.iloc[0])} was taken, so no "
+                        "estimator is shown at its best.")]  # fmt: skip
+    low, high = lrs.min(), lrs.max()
+    text = f"The best lr lies between {lr(low)} and {lr(high)}" if low < high else (
+        f"The best lr is {lr(low)} for every estimator")  # fmt: skip
+    grid = best.frame["lr"]
+    text += f", on a grid of {grid.nunique()} from {lr(grid.min())} to {lr(grid.max())}."
+    edge = best.lrs[best.lrs["edge"] != ""]
+    if len(edge):
+        named = [f"{m}{at_num_dim(list(g['num_dim']))}" for m, g in edge.groupby("method", sort=False)]
+        shown = [*named[:5], f"{len(named) - 5} more"] if len(named) > 6 else named
+        text += f" It is at the edge of the grid for {listed(shown)}: widen the grid there."
+    return [Finding("Learning rate", text)]
+
+
+def unseen_batch(best: Best, condition: str) -> list[Finding]:
+    """What the same steps gain on a batch they were not estimated from."""
+    if "loss_decrease_fresh" not in best.wide:
+        return []
+    last = best.num_dims(condition)[-1]
+    kept = []
+    for method in best.ranking(condition, last):
+        seen = best.vector(condition, last, method)
+        unseen = best.vector(condition, last, method, fresh=True)
+        share = summaries.ratio(*unseen.align(seen))
+        if share["ratio"] == share["ratio"]:
+            kept.append((share["ratio"], method, share))
+    if not kept:
+        return []
+    kept.sort(key=lambda item: item[0])
+    (_, worst, least), (_, top, most) = kept[0], kept[-1]
+    text = f"Judged on an unseen batch{at_num_dim([last])}, the same steps keep "
+    if len(kept) > 1 and percent(least) != percent(most):
+        text += f"between {percent(least)} ({worst}) and {percent(most)} ({top})"
+    else:
+        text += percent(least)
+    text += f" of their decrease ({sample(least['n'])}, paired)."
+    return [Finding("Unseen batch", text)]
+
+
+def diverged(frame: pd.DataFrame) -> list[Finding]:
+    """Runs without a finite loss."""
+    lost = frame[frame["loss_decrease"].isna()]
+    if lost.empty:
+        return []
+    text = (f"{len(lost):,} of {len(frame):,} steps gave no finite loss, the smallest at "
+            f"lr = {lr(lost['lr'].min())}; such an lr is never called best.")  # fmt: skip
+    return [Finding("Diverged", text)]

@@ -1,0 +1,168 @@
+"""Findings of a gradient-quality study: direction, cost, bias and variance, layer by layer."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from gradlab.reporting import columns, published, summaries
+from gradlab.reporting.findings import Finding
+from gradlab.reporting.wording import at_num_dim, cosine, listed, passes, sample
+
+BY = ["reference", "condition", "num_dim", "method", "layer"]
+
+
+def gradient_quality(table: pd.DataFrame) -> list[Finding]:
+    """The findings, at the largest num_dim of the first condition and reference."""
+    frame = columns.annotate(table)
+    if "reference" not in frame:
+        frame["reference"] = "reference"
+    if frame["cosine"].isna().all():
+        return [Finding("Nothing to compare", "No cosine to a reference could be measured.")]
+    means = summaries.over_inits(frame, BY, "cosine")
+    conditions = columns.conditions(frame)
+    reference = frame["reference"].iloc[0]
+    first = means.query("condition == @conditions[0] and reference == @reference")
+    here = first[first["num_dim"] == first["num_dim"].max()]
+    place = at_num_dim(here["num_dim"])
+    under = f" ({conditions[0]})" if len(conditions) > 1 else ""
+    chosen = frame.query("condition == @conditions[0] and reference == @reference")
+    chosen = chosen[chosen["num_dim"] == here["num_dim"].max()]
+    found = [
+        *_reference(chosen, str(reference), place + under),
+        *_layers(here, chosen, place + under),
+        *_blind(here, place + under),
+        *_bits(frame, means),
+        *_error(chosen, place + under),
+        *_against_published(table),
+    ]
+    return found
+
+
+def _layer_list(rows: pd.DataFrame) -> list[str]:
+    return [layer for layer in columns.layer_order(rows["layer"]) if layer != "all"]
+
+
+def _reference(frame: pd.DataFrame, reference: str, place: str) -> list[Finding]:
+    column = "reference_split_half_cosine"
+    name = columns.reference_name(reference)
+    if column not in frame or frame[column].isna().all():
+        return [Finding("Reference", f"Cosines are to {name}, taken as exact{place}.")]
+    own = frame[frame["layer"] != "all"].groupby("layer")[column].mean()
+    worst = own.idxmin()
+    text = (f"Cosines are to {name}, whose two halves agree to {cosine(own.min())} or better in "
+            f"every layer{place}.")  # fmt: skip
+    if own.min() < 0.99:
+        text = (f"Cosines are to {name}, whose two halves agree to only {cosine(own.min())} in "
+                f"layer {columns.layer_name(str(worst))}{place}: cosines there are understated, so "
+                "give the reference more samples.")  # fmt: skip
+    return [Finding("Reference", text)]
+
+
+def _layers(here: pd.DataFrame, frame: pd.DataFrame, place: str) -> list[Finding]:
+    """Every family's best member with its cosines from the first layer to the last."""
+    layers = _layer_list(here)
+    wide = here.pivot(index="method", columns="layer", values="mean")
+    known = columns.methods(frame)
+    cost = frame.groupby("method")["forward_passes"].mean() if "forward_passes" in frame else None
+    lines = []
+    for method in known.index:
+        if method not in wide.index or (known.loc[method, "family"] == "cdg"
+                                        and wide.loc[method, layers].min() > 0.999):  # fmt: skip
+            continue
+        values = "/".join(cosine(wide.loc[method, layer]) for layer in layers)
+        said = "pass" in method or cost is None
+        price = "" if said else f" ({passes(cost[method])})"
+        lines.append((wide.loc[method, layers[0]], f"{method}{price} {values}"))
+    if not lines:
+        return []
+    lines.sort(key=lambda line: -line[0])
+    shown = [text for _, text in (lines if len(lines) <= 8 else [*lines[:5], *lines[-3:]])]
+    n = int(here["n"].max())
+    head = "layer " + columns.layer_name(layers[0])
+    if len(layers) > 1:
+        head = f"layers {columns.layer_name(layers[0])} to {columns.layer_name(layers[-1])}"
+    text = f"Cosines in {head}{place}, best first layer first: {'; '.join(shown)} ({sample(n)})."
+    found = [Finding("Direction", text)]
+    if len(layers) > 1 and len(wide) > 1:
+        worst = wide[layers].idxmin(axis=1)
+        first = sum(worst == layers[0])
+        found.append(Finding("Depth", f"The first layer is the worst one for {first} of "
+                             f"{len(wide)} estimators{place}."))  # fmt: skip
+    return found
+
+
+def _blind(here: pd.DataFrame, place: str) -> list[Finding]:
+    """Estimates whose first-layer direction cannot be told from a random one."""
+    layers = _layer_list(here)
+    if not layers:
+        return []
+    first = here[here["layer"] == layers[0]]
+    n = sample(int(first["n"].max()))
+    layer = f"In layer {columns.layer_name(layers[0])}{place}"
+    found = []
+    for lead, rows, words in (
+        ("Near zero", first[(first["low"] <= 0) & (first["high"] >= 0)],
+         "the direction cannot be told from a random one for"),
+        ("Wrong way", first[first["high"] < 0], "the direction points away from the reference for"),
+    ):  # fmt: skip
+        names = [
+            f"{row['method']} ({cosine(row['mean'])} [{cosine(row['low'])}, {cosine(row['high'])}])"
+            for _, row in rows.iterrows()
+        ]
+        if names:
+            found.append(Finding(lead, f"{layer} {words} {listed(names)} ({n})."))
+    return found
+
+
+def _bits(frame: pd.DataFrame, means: pd.DataFrame) -> list[Finding]:
+    """How the mismatch shrinks with more activation bits."""
+    if "activation" not in frame or frame["activation"].nunique() < 2:
+        return []
+    rows = frame[frame["num_dim"] == frame["num_dim"].max()]
+    rows = rows[rows["layer"] == ("all" if (rows["layer"] == "all").any() else rows["layer"].iloc[0])]
+    known = columns.methods(frame)
+    chosen = [m for m in known.index if known.loc[m, "family"] in ("ste", "matched")][:1]
+    chosen = chosen or [known.index[0]]
+    table = summaries.over_inits(rows[rows["method"] == chosen[0]], ["activation"], "cosine")
+    table = table.set_index("activation")
+    names = [a for a in columns.ACTIVATIONS if a in table.index]
+    values = [f"{a} {cosine(table.loc[a, 'mean'])}"
+              + ("" if pd.isna(table.loc[a, "low"]) else
+                 f" [{cosine(table.loc[a, 'low'])}, {cosine(table.loc[a, 'high'])}]")
+              for a in names]  # fmt: skip
+    n = int(table["n"].max())
+    return [Finding("Activation bits", f"Cosine of {chosen[0]} over all layers"
+                    f"{at_num_dim(rows['num_dim'])}: {listed(values)} ({sample(n)}).")]  # fmt: skip
+
+
+def _error(frame: pd.DataFrame, place: str) -> list[Finding]:
+    """Whether an estimate errs by bias or by variance."""
+    needed = ["relative_bias", "relative_variance"]
+    if any(c not in frame or frame[c].isna().all() for c in needed):
+        return []
+    rows = frame[frame["layer"] == "all"] if (frame["layer"] == "all").any() else frame
+    table = rows.groupby("method")[needed].mean()
+    table = table.loc[[m for m in columns.methods(frame).index if m in table.index]].dropna()
+    biased = [m for m, row in table.iterrows() if row["relative_bias"] ** 2 > row["relative_variance"]]
+    noisy = [m for m in table.index if m not in biased]
+    parts = []
+    if biased:
+        parts.append(f"bias outweighs variance for {listed(biased)}")
+    if noisy:
+        parts.append(f"variance outweighs bias for {listed(noisy)}")
+    return [Finding("Error", f"Over all layers{place}, {'; '.join(parts)}.")] if parts else []
+
+
+def _against_published(table: pd.DataFrame) -> list[Finding]:
+    comparison = published.compare(table)
+    if comparison.empty:
+        return []
+    found = []
+    for source, rows in comparison.groupby("source", sort=False):
+        run = rows[rows["verdict"] != "NOT RUN"]
+        passed = int((run["verdict"] == "PASS").sum())
+        missing = len(rows) - len(run)
+        text = f"{passed} of {len(run)} numbers agree with {source}"
+        text += f"; {missing} were not run." if missing else "."
+        found.append(Finding("Published numbers", text))
+    return found

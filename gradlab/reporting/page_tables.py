@@ -1,0 +1,188 @@
+"""The tables of the report: which columns, in what words, with what to sort them by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from gradlab.reporting import columns, published
+from gradlab.reporting.wording import cosine, interval, lr, number
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a table: what is read, what it is sorted by, and how it looks."""
+
+    text: str
+    sort: float | str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as the page shows it.
+
+    Attributes:
+        title: its heading.
+        note: a sentence under it.
+        header: (name, is it a number) of each column.
+        rows: the entries.
+    """
+
+    title: str
+    note: str = ""
+    header: list[tuple[str, bool]] = field(default_factory=list)
+    rows: list[list[Entry]] = field(default_factory=list)
+
+
+def grids(summary: Mapping[str, pd.DataFrame]) -> list[Grid]:
+    """One table per summary."""
+    makers: dict[str, Callable[[pd.DataFrame], list[Grid]]] = {
+        "loss_decrease": _loss_decrease,
+        "gradient_quality": _gradient_quality,
+        "trajectory": _trajectory,
+    }
+    return [grid for name, make in makers.items() if name in summary for grid in make(summary[name])]
+
+
+def _num(value: float, show: Callable[[float], str] = number, style: str = "") -> Entry:
+    known = value is not None and math.isfinite(value)
+    return Entry(show(value) if known else "–", float(value) if known else -math.inf, style)
+
+
+def _ci(mean: float, low: float, high: float, show: Callable[[float], str] = number,
+        style: str = "") -> Entry:  # fmt: skip
+    entry = _num(mean, show, style)
+    if pd.isna(low):
+        return entry
+    ci = interval(low, high) if show is number else f" [{show(low)}, {show(high)}]"
+    return Entry(entry.text + ci, entry.sort, style)
+
+
+def _keys(frame: pd.DataFrame) -> list[tuple[str, str, bool]]:
+    """The key columns worth showing: (column, heading, is it a number)."""
+    found = [("method", "estimator", False)]
+    if frame["num_dim"].max() > 0:
+        found.insert(0, ("num_dim", "num_dim", True))
+    if frame["condition"].nunique() > 1:
+        found.insert(0, ("condition", "condition", False))
+    if "reference" in frame and frame["reference"].nunique() > 1:
+        found.insert(0, ("reference", "reference", False))
+    return found
+
+
+def _key_entries(row: pd.Series, keys: list[tuple[str, str, bool]]) -> list[Entry]:
+    return [
+        _num(float(row[column]), columns.text) if numeric else Entry(str(row[column]), str(row[column]))
+        for column, _, numeric in keys
+    ]
+
+
+def _loss_decrease(frame: pd.DataFrame) -> list[Grid]:
+    keys = _keys(frame)
+    top = frame.groupby(["condition", "num_dim"])["loss_decrease"].transform("max")
+    costs = [c for c in ("forward_passes", "backward_passes", "seconds") if c in frame]
+    header = [(heading, numeric) for _, heading, numeric in keys]
+    header += [("best lr", True), ("loss decrease", True)]
+    header += [("on an unseen batch", True)] if "fresh" in frame else []
+    header += [(c.replace("_", " "), True) for c in costs] + [("n", True)]
+    rows = []
+    for index, row in frame.iterrows():
+        first = "best" if row["loss_decrease"] == top[index] else ""
+        edge = " ⚠" if row["edge"] else ""
+        entries = _key_entries(row, keys)
+        entries.append(Entry(lr(row["best_lr"]) + edge, float(row["best_lr"]), "edge" if edge else ""))
+        entries.append(_ci(row["loss_decrease"], row["low"], row["high"], style=first))
+        if "fresh" in frame:
+            entries.append(_ci(row["fresh"], row["fresh_low"], row["fresh_high"]))
+        entries += [_num(row[c], _cost if c != "seconds" else number) for c in costs]
+        rows.append([*entries, _num(row["n"], columns.text)])
+    note = ("Mean over inits of the loss decrease (MSE) of one step, at the lr that is best on the "
+            "mean, with its 95 % bootstrap CI; bold: the largest of its num_dim; seconds per "
+            "estimate on this machine.")  # fmt: skip
+    if (frame["edge"] != "").any():
+        note += " ⚠ the best lr is the end of the grid, so a better one may lie beyond."
+    return [Grid("Best loss decrease", note, header, rows)]
+
+
+def _cost(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def _gradient_quality(frame: pd.DataFrame) -> list[Grid]:
+    """One row per method, its cosine in every layer side by side."""
+    keys = _keys(frame)
+    names = [column for column, _, _ in keys]
+    layers = columns.layer_order(frame["layer"])
+    costs = [c for c in ("forward_passes", "seconds") if c in frame]
+    more = [c for c in ("relative_bias", "relative_variance", "split_half_cosine") if c in frame]
+    header = [(heading, numeric) for _, heading, numeric in keys]
+    for layer in layers:
+        name = columns.layer_name(layer)
+        header.append(("all layers" if name == "all" else f"layer {name}", True))
+    header += [(c.replace("_", " "), True) for c in [*more, *costs]] + [("n", True)]
+    rows = []
+    for _, group in frame.groupby(names, sort=False, dropna=False):
+        by_layer = group.set_index("layer")
+        entries = _key_entries(group.iloc[0], keys)
+        for layer in layers:
+            if layer in by_layer.index:
+                cell = by_layer.loc[layer]
+                entries.append(_ci(cell["cosine"], cell["low"], cell["high"], cosine))
+            else:
+                entries.append(_num(math.nan))
+        whole = by_layer.loc["all"] if "all" in by_layer.index else group[more].mean()
+        entries += [_num(whole[c]) for c in more]
+        entries += [_num(group[c].mean(), _cost if c != "seconds" else number) for c in costs]
+        rows.append([*entries, _num(group["n"].max(), columns.text)])
+    note = "Mean cosine to the reference over inits with its 95 % bootstrap CI."
+    if more:
+        note += " Bias, variance and split-half cosine are over all layers."
+    return [Grid("Cosine to the reference, layer by layer", note, header, rows)]
+
+
+def _trajectory(frame: pd.DataFrame) -> list[Grid]:
+    keys = _keys(frame)
+    spent = [c for c in ("steps", "forward_passes", "seconds") if c in frame]
+    header = [("budget", False), *[(heading, numeric) for _, heading, numeric in keys]]
+    header += [("final loss", True)]
+    header += [("on an unseen batch", True)] if "final_loss_fresh" in frame else []
+    header += [(c.replace("_", " "), True) for c in spent] + [("diverged", True), ("n", True)]
+    least = frame.groupby(["budget", "condition", "num_dim"])["final_loss"].transform("min")
+    rows = []
+    for index, row in frame.iterrows():
+        first = "best" if row["final_loss"] == least[index] else ""
+        budget = str(row["budget"]).replace("_", " ")
+        entries = [Entry(budget, budget), *_key_entries(row, keys)]
+        entries.append(_ci(row["final_loss"], row["low"], row["high"], style=first))
+        if "final_loss_fresh" in frame:
+            entries.append(_num(row["final_loss_fresh"]))
+        entries += [_num(row[c], _cost if c != "seconds" else number) for c in spent]
+        rows.append([*entries, _num(row["diverged"], columns.text), _num(row["n"], columns.text)])
+    note = ("Loss (MSE) where the budget ends: mean over inits with its 95 % bootstrap CI; bold: the "
+            "lowest of its budget and num_dim.")  # fmt: skip
+    return [Grid("Where each budget ends", note, header, rows)]
+
+
+def published_grid(comparison: pd.DataFrame) -> Grid | None:
+    """Published numbers beside ours; None where there are none."""
+    if comparison.empty:
+        return None
+    header = [("number", False), ("published", True), ("ours", True), ("n", True), ("verdict", False)]
+    rows = []
+    for _, row in comparison.iterrows():
+        sign = "≥ " if row["at_least"] else ""
+        verdict = str(row["verdict"])
+        ours = Entry("–", -math.inf)
+        if verdict != "NOT RUN":
+            ours = _ci(row["ours"], row["low"], row["high"], published.digits)
+        rows.append([
+            Entry(f"{row['what']} ({row['source']})", str(row["what"])),
+            Entry(sign + published.digits(row["published"]), float(row["published"])),
+            ours, _num(row["n"], columns.text),
+            Entry(verdict, verdict, verdict.lower().replace(" ", "-")),
+        ])  # fmt: skip
+    return Grid("Published and ours", published.RULE, header, rows)

@@ -1,0 +1,127 @@
+"""A study's tables as files: every row as it was stored, and the summaries a paper would print."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradlab.reporting import columns, findings_trajectory, published, summaries
+from gradlab.reporting.stored import StoredStudy, load
+
+
+def export(study_folder: str | Path, spec: Any = None) -> list[Path]:
+    """Write ``tables/<name>.csv`` and ``.parquet``, and ``tables/summary_<name>.csv``.
+
+    Args:
+        study_folder: the folder with the store.
+        spec: the study's spec; it is read from the store by default.
+
+    Returns:
+        The files written.
+
+    Raises:
+        StoreError: there is no store, or a file cannot be written.
+    """
+    from gradlab.sweep.export import export as export_rows
+
+    return [*export_rows(study_folder), *write_summaries(load(study_folder, spec))]
+
+
+def write_summaries(study: StoredStudy) -> list[Path]:
+    """Write the summaries of a study beside its tables."""
+    written = []
+    for name, frame in summarize(study.tables).items():
+        path = study.folder / "tables" / f"summary_{name}.csv"
+        write_bytes(path, frame.to_csv(index=False).encode())
+        written.append(path)
+    return written
+
+
+def summarize(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The summary of every table of a known kind, and the published numbers where some apply."""
+    kinds: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+        "loss_decrease": loss_decrease,
+        "gradient_quality": gradient_quality,
+        "trajectory": trajectory,
+    }
+    found = {
+        name: kind(tables[name])
+        for name, kind in kinds.items()
+        if name in tables and not tables[name].empty
+    }
+    if "gradient_quality" in found:
+        comparison = published.compare(tables["gradient_quality"])
+        if not comparison.empty:
+            found["published"] = comparison
+    return {name: frame for name, frame in found.items() if not frame.empty}
+
+
+def loss_decrease(table: pd.DataFrame) -> pd.DataFrame:
+    """Each method at its best lr, see :func:`gradlab.reporting.summaries.best_table`."""
+    frame = columns.annotate(table)
+    return _sorted(summaries.best_table(frame), frame)
+
+
+def gradient_quality(table: pd.DataFrame) -> pd.DataFrame:
+    """Per layer the cosine with its interval, and the means of the other measurements."""
+    frame = columns.annotate(table)
+    by = [c for c in ("reference", "condition", "num_dim", "method", "layer") if c in frame]
+    summary = summaries.over_inits(frame, by, "cosine").rename(columns={"mean": "cosine"})
+    more = ["norm_ratio", "sign_agreement", "split_half_cosine", "relative_bias",
+            "relative_variance", "forward_passes", "backward_passes", "seconds"]  # fmt: skip
+    more = [c for c in more if c in frame and frame[c].notna().any()]
+    means = frame.groupby(by, as_index=False, dropna=False)[more].mean()
+    return _sorted(summary.drop(columns="missing").merge(means, on=by), frame)
+
+
+def trajectory(table: pd.DataFrame) -> pd.DataFrame:
+    """The final loss of every method under every budget, and what it spent."""
+    ends = findings_trajectory.final_losses(table)
+    by = ["budget", "condition", "num_dim", "method"]
+    summary = summaries.over_inits(ends, by, "loss").rename(columns={"mean": "final_loss"})
+    spent = ["step", "forward_passes", "seconds", "loss_fresh"]
+    spent = [c for c in spent if c in ends and ends[c].notna().any()]
+    means = ends.groupby(by, as_index=False)[spent].mean()
+    means = means.rename(columns={"loss_fresh": "final_loss_fresh", "step": "steps"})
+    return _sorted(summary.rename(columns={"missing": "diverged"}).merge(means, on=by), ends)
+
+
+def _sorted(summary: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Conditions, num_dims, methods and layers in the order in which figures list them."""
+    orders: dict[str, list[Any]] = {
+        "condition": columns.conditions(frame),
+        "method": list(columns.methods(frame).index),
+    }
+    if "layer" in summary:
+        orders["layer"] = columns.layer_order(frame["layer"])
+    keys = [c for c in ("budget", "reference", "condition", "num_dim", "method", "layer")
+            if c in summary]  # fmt: skip
+
+    def rank(column: pd.Series) -> pd.Series:
+        order = orders.get(str(column.name))
+        return column.map({v: i for i, v in enumerate(order)}) if order else column
+
+    return summary.sort_values(keys, key=rank).reset_index(drop=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    from gradlab.sweep.store import StoreError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".part")
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StoreError(f"{path} cannot be written ({reason}): free some space or change the "
+                         "permissions of its folder.") from None  # fmt: skip

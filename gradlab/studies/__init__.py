@@ -1,0 +1,72 @@
+"""What one cell of a sweep measures.
+
+>>> names()
+['gradient_quality', 'loss_decrease', 'trajectory']
+"""
+
+from __future__ import annotations
+
+import time
+
+from gradlab._registry import Registry
+from gradlab.evaluation.population import GaussianPopulation, num_coordinates
+from gradlab.studies import cells, students
+from gradlab.studies.base import Cell, Settings, Study
+from gradlab.studies.gradient_quality import GradientQuality
+from gradlab.studies.loss_decrease import LossDecrease
+from gradlab.studies.trajectory import Trajectory
+
+REGISTRY: Registry[Study] = Registry("study", group="gradlab.studies")
+for _study in (GradientQuality, LossDecrease, Trajectory):
+    REGISTRY.register(_study.name)(_study)
+
+# Torch, NumPy and pandas in one worker process, measured with /usr/bin/time on Linux.
+_PROCESS_BYTES = 350 * 2**20
+# Noise, members and activations in flight in the evaluator.
+_WORKING_BYTES = 64 * 2**20
+
+__all__ = [
+    "REGISTRY",
+    "Cell",
+    "Settings",
+    "Study",
+    "bytes_needed",
+    "create",
+    "names",
+    "seconds_per_forward_pass",
+    "students",
+]
+
+
+def names() -> list[str]:
+    """The registered studies, sorted."""
+    return REGISTRY.names()
+
+
+def create(name: str) -> Study:
+    """The study called ``name``; ``ValueError`` with the nearest valid name otherwise."""
+    return REGISTRY.create(name)
+
+
+def bytes_needed(cell: Cell) -> int:
+    """About how much memory one worker holds at the most while it measures this cell."""
+    objective = cell["objective"]
+    width = objective.get("num_dim", 1)
+    batch = objective.get("batch_size", 1)
+    # Inputs twice (as given and transposed) on the cell's and the fresh batch; CDG and local NES
+    # keep every layer's pre-activation and activation.
+    layers = 4 + 2 * (objective.get("depth", 1) + 1)
+    return _PROCESS_BYTES + _WORKING_BYTES + 4 * batch * width * layers
+
+
+def seconds_per_forward_pass(cell: Cell, members: int = 8) -> float:
+    """Seconds of one full-batch forward pass of a population member, measured now."""
+    objective = cells.objective_of(cell)
+    params = objective.initial_params(0)
+    population = GaussianPopulation(params, 0.1, key=0, start=0, stop=members)
+    if num_coordinates(params) == 0:
+        return 0.0
+    objective.losses(population.part(0, 1))
+    clock = time.perf_counter()
+    objective.losses(population)
+    return (time.perf_counter() - clock) / members

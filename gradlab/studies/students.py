@@ -1,0 +1,130 @@
+"""Students to measure on: fresh, or trained until the loss stops falling."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gradlab._registry import unknown
+from gradlab.binary import surrogates
+from gradlab.evaluation.population import Params
+from gradlab.models.mlp import positive_integer
+from gradlab.objectives import TeacherStudent
+from gradlab.studies.base import Cell
+from gradlab.studies.cells import TRAINING_BATCHES, derived_seed, objective_of
+
+STATES = ("fresh", "converged")
+DEFAULTS = {"state": "fresh", "steps": 2000, "batch_size": 16000}
+_LR = 0.01
+_WINDOW = 100
+
+
+def canonical(student: dict[str, Any]) -> dict[str, Any]:
+    """A student table with its defaults filled in, without what a fresh student does not have.
+
+    Raises:
+        ValueError: an unknown key or state, or a size below one.
+
+    >>> canonical({"state": "converged", "steps": 500})
+    {'state': 'converged', 'steps': 500, 'batch_size': 16000}
+    >>> canonical({})
+    {'state': 'fresh'}
+    """
+    for key in student:
+        if key not in DEFAULTS:
+            raise ValueError(unknown("key of [student]", key, DEFAULTS))
+    full = DEFAULTS | student
+    if full["state"] not in STATES:
+        raise ValueError(unknown("state", full["state"], STATES))
+    positive_integer("student.steps", full["steps"])
+    positive_integer("student.batch_size", full["batch_size"])
+    return full if full["state"] == "converged" else {"state": "fresh"}
+
+
+def student_of(cell: Cell, scratch: Path) -> Params:
+    """The parameters that a cell measures at."""
+    seed = derived_seed(cell, 0, cell["init"])
+    objective = objective_of(cell)
+    params = objective.initial_params(seed)
+    if cell["student"]["state"] == "fresh":
+        return params
+    if not isinstance(objective, TeacherStudent):
+        raise ValueError(
+            'student.state = "converged" needs the objective teacher_student: use "fresh".'
+        )
+    identity = {
+        "seed": seed,
+        "objective": {k: v for k, v in cell["objective"].items() if k != "batch_size"},
+        "student": cell["student"],
+        "threads": cell["threads"],
+    }
+    return cached(scratch, "student", identity, lambda: _train(cell, params))
+
+
+def _train(cell: Cell, params: Params) -> Params:
+    """Adam on the hardtanh STE, a fresh batch each step, until the loss stops falling.
+
+    The mean loss of the last hundred steps is compared with that of the hundred before; training
+    ends when it no longer falls by one percent, or after ``steps``.
+    """
+    student = cell["student"]
+    options = {**cell["objective"], "batch_size": student["batch_size"]}
+    larger = {**cell, "objective": options}
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in params.items()}
+    optimizer = torch.optim.Adam(leaves.values(), lr=_LR)
+    surrogate = surrogates.create("hardtanh")
+    losses: list[float] = []
+    for step in range(student["steps"]):
+        objective = objective_of(larger, batch=TRAINING_BATCHES + step)
+        current = {name: tensor.detach() for name, tensor in leaves.items()}
+        losses.append(float(objective.loss(current)))
+        if step and step % _WINDOW == 0 and step >= 2 * _WINDOW:
+            before, now = losses[-2 * _WINDOW : -_WINDOW], losses[-_WINDOW:]
+            if sum(now) > 0.99 * sum(before):
+                break
+        gradient = objective.surrogate_gradient(current, surrogate)
+        for name, tensor in leaves.items():
+            tensor.grad = gradient[name]
+        optimizer.step()
+    return {name: tensor.detach().clone() for name, tensor in leaves.items()}
+
+
+def cached(
+    scratch: Path, kind: str, identity: dict[str, Any], compute: Callable[[], Params]
+) -> Params:
+    """``compute()``, kept in a file that all workers share.
+
+    The file appears whole or not at all, so a killed worker leaves nothing half-written; a file
+    that cannot be read is computed again.
+
+    Args:
+        scratch: folder of the cache.
+        kind: first part of the file name.
+        identity: everything the result depends on.
+        compute: gives a dict of tensors.
+    """
+    text = json.dumps(identity, sort_keys=True)
+    path = scratch / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        pass
+    result = compute()
+    scratch.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=scratch, suffix=".partial")
+    os.close(handle)
+    try:
+        save_file({name: t.contiguous() for name, t in result.items()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return result

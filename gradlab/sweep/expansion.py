@@ -1,0 +1,264 @@
+"""From a spec to its cells: every axis expanded, every default filled in, every option checked.
+
+The order is fixed: replicates outermost (init, then batch), then objective, student, settings,
+and estimators innermost. A sweep stopped half-way has whole replicates of everything, and what is
+compared within one replicate ran close together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from gradlab._registry import unknown
+from gradlab.sweep import spec as specs
+from gradlab.sweep.cells import SCHEMA, Cell, title
+from gradlab.sweep.spec import Spec
+
+STUDENT_STATES = ("fresh", "converged")
+MOST_CELLS = 1_000_000
+
+
+def read_spec(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read a spec and check everything about it, down to the last cell.
+
+    Args:
+        path_or_name: a TOML file, or the bare name of a shipped sweep such as ``quickstart``.
+        overrides: ``key=value`` texts, such as ``seed=1`` or ``objective.num_dim=[2, 4]``.
+
+    Raises:
+        SpecError: one sentence that names the file, the key, the mistake and the fix.
+    """
+    spec = specs.load(path_or_name, overrides)
+    expand(spec)
+    return spec
+
+
+def expand(spec: Spec) -> list[Cell]:
+    """All cells of a spec, in the order in which they run.
+
+    Raises:
+        SpecError: an unknown study, estimator, objective, option or figure, a value out of range,
+            a combination that cannot be run, or the same cell twice.
+    """
+    from gradlab import studies
+
+    try:
+        study = studies.create(spec.study)
+    except ValueError as error:
+        raise spec.error(str(error)) from None
+    _check_figures(spec)
+    replicates = [range(spec.inits), range(spec.batches)]
+    problems = [_objectives(spec), _students(spec), _settings(spec, study), _estimators(spec)]
+    count = spec.inits * spec.batches
+    for axis in problems:
+        count *= len(axis)
+    if count > MOST_CELLS:
+        raise spec.error(f"this makes {count:,} cells, and {MOST_CELLS:,} are the most: "
+                         "shorten an axis, inits or batches.")  # fmt: skip
+    cells = []
+    for init, batch in itertools.product(*replicates):
+        for objective, student, settings, estimator in itertools.product(*problems):
+            config = {
+                "schema": SCHEMA, "study": spec.study, "seed": spec.seed, "threads": spec.threads,
+                "objective": objective, "student": student, "estimator": estimator,
+                "init": init, "batch": batch, "settings": settings,
+            }  # fmt: skip
+            if init == batch == 0:
+                try:
+                    study.validate(config)
+                except ValueError as error:
+                    raise spec.error(str(error)) from None
+            cells.append(Cell(config))
+    _refuse_repeats(spec, cells[: len(cells) // (spec.inits * spec.batches)])
+    return cells
+
+
+def _refuse_repeats(spec: Spec, cells: list[Cell]) -> None:
+    seen: set[str] = set()
+    for cell in cells:
+        if cell.hash in seen:
+            raise spec.error(f"two [[estimators]] entries make the same cell "
+                             f"({title(cell.config)}): remove one of them.")  # fmt: skip
+        seen.add(cell.hash)
+
+
+def _check_figures(spec: Spec) -> None:
+    known = specs.shipped_figures()
+    for figure in spec.figures or ():
+        if figure not in known:
+            raise spec.error(unknown("figure", figure, known))
+
+
+def _objectives(spec: Spec) -> list[dict[str, Any]]:
+    from gradlab import objectives
+
+    name = _name(spec, "objective", spec.objective, "teacher_student")
+    try:
+        valid, defaults = objectives.REGISTRY.options(name), objectives.defaults(name)
+    except ValueError as error:
+        raise spec.error(f"objective.name: {error}") from None
+    # The study gives every cell its own seed and batch.
+    valid = [option for option in valid if option not in ("seed", "batch")]
+    defaults = {key: value for key, value in defaults.items() if key in valid}
+    return [
+        {"name": name, **entry}
+        for entry in _entries(spec, "objective", spec.objective, valid, defaults, ())
+    ]
+
+
+def _students(spec: Spec) -> list[dict[str, Any]]:
+    entries = _entries(spec, "student", spec.student, ["state"], {"state": "fresh"}, ())
+    for entry in entries:
+        if entry["state"] not in STUDENT_STATES:
+            raise spec.error(
+                f"student.state: {unknown('state', entry['state'], STUDENT_STATES)}"
+            )  # fmt: skip
+    return entries
+
+
+def _estimators(spec: Spec) -> list[dict[str, Any]]:
+    from gradlab import estimators
+
+    found = []
+    for number, entry in enumerate(spec.estimators, start=1):
+        name = _name(spec, f"[[estimators]] entry {number}", entry, "ste")
+        where = f"estimators.{name}"
+        try:
+            valid, defaults = estimators.REGISTRY.options(name), estimators.defaults(name)
+        except ValueError as error:
+            raise spec.error(str(error)) from None
+        whole = {option for owner, option in estimators.LIST_OPTIONS if owner == name}
+        for options in _entries(spec, where, entry, valid, defaults, whole):
+            try:
+                estimators.create(name, **options)
+            except ValueError as error:
+                raise spec.error(f"{where}: {error}") from None
+            except TypeError as error:
+                raise spec.error(_wrong_type(where, options, defaults, error)) from None
+            found.append({"name": name, **options})
+    return found
+
+
+def _settings(spec: Spec, study: Any) -> list[dict[str, Any]]:
+    model = study.settings_model
+    whole = {name for name, field in model.model_fields.items() if _is_list(field.annotation)}
+    found = []
+    for options in _product(_axes(spec, "settings", spec.settings, whole)):
+        try:
+            # Through JSON: a strict model then takes a list where it says tuple, and nothing else.
+            validated = model.model_validate_json(_json(options), strict=True)
+        except pydantic.ValidationError as error:
+            raise spec.error(specs.sentence(error, model, {}, "settings.")) from None
+        found.append(validated.model_dump(mode="json"))
+    return found
+
+
+def _json(options: Mapping[str, Any]) -> str:
+    from pydantic_core import to_json
+
+    return to_json(dict(options)).decode()
+
+
+def _name(spec: Spec, where: str, entry: Mapping[str, Any], example: str) -> str:
+    if "name" not in entry:
+        raise spec.error(f'{where} has no name: write for example name = "{example}".')
+    if not isinstance(entry["name"], str):
+        raise spec.error(f"{where}: name should be one word in quotes, not {entry['name']!r}: "
+                         f'write for example name = "{example}".')  # fmt: skip
+    return entry["name"]
+
+
+def _entries(
+    spec: Spec,
+    where: str,
+    entry: Mapping[str, Any],
+    valid: Sequence[str],
+    defaults: Mapping[str, Any],
+    whole: Collection[str],
+) -> list[dict[str, Any]]:
+    """Every combination of an entry's axes, with the defaults written out."""
+    given = {key: value for key, value in entry.items() if key != "name"}
+    for option in given:
+        if option not in valid:
+            raise spec.error(unknown(f"option of {where}", option, valid))
+    for option in valid:
+        if option not in given and option not in defaults:
+            raise spec.error(f"{where} needs '{option}': give {option} = ….")
+    found = []
+    for options in _product(_axes(spec, where, given, whole)):
+        complete = {option: options.get(option, defaults.get(option)) for option in valid}
+        found.append({k: _like(defaults.get(k), v, k in whole) for k, v in complete.items()})
+    return found
+
+
+def _axes(
+    spec: Spec, where: str, given: Mapping[str, Any], whole: Collection[str]
+) -> dict[str, list[Any]]:
+    """The values each option takes, one list per option."""
+    axes = {}
+    for option, value in given.items():
+        if isinstance(value, Mapping):
+            value = specs.points(spec, f"{where}.{option}", value)
+        if option in whole:
+            # A list of lists is an axis over lists: one cell per inner list.
+            nested = isinstance(value, list) and all(isinstance(item, list) for item in value)
+            axes[option] = value if nested else [value]
+        else:
+            axes[option] = value if isinstance(value, list) else [value]
+    return axes
+
+
+def _product(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _like(default: Any, value: Any, whole: bool) -> Any:
+    """A number in the type of its option, so that 1 and 1.0 run and are stored the same.
+
+    >>> _like(0.1, 1, False), _like(None, 16384.0, False), _like(500, 500, True)
+    (1.0, 16384, [500])
+    """
+    if isinstance(value, (list, tuple)):
+        first = default[0] if isinstance(default, (list, tuple)) and default else default
+        return [_like(first, item, False) for item in value]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(default, float):
+            value = float(value)
+        elif isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return [value] if whole else value
+    return value
+
+
+def _wrong_type(
+    where: str, options: Mapping[str, Any], defaults: Mapping[str, Any], error: TypeError
+) -> str:
+    """Which option has a type its default does not have."""
+    for option, value in options.items():
+        default = defaults.get(option)
+        number = isinstance(default, (int, float)) and not isinstance(default, bool)
+        if number and isinstance(value, (str, bool)):
+            return (f"{where}.{option} should be a number, not {value!r}: "
+                    f"write for example {option} = {default}.")  # fmt: skip
+        if isinstance(default, str) and not isinstance(value, str):
+            return (f"{where}.{option} should be a word in quotes, not {value!r}: "
+                    f'write for example {option} = "{default}".')  # fmt: skip
+        if isinstance(default, bool) and not isinstance(value, bool):
+            return (f"{where}.{option} should be true or false, not {value!r}: "
+                    f"write for example {option} = {str(default).lower()}.")  # fmt: skip
+    return f"{where}: an option has the wrong type ({error}): compare with `gradlab list`."
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a settings field holds a list, so that a list given for it is not an axis."""
+    origin = typing.get_origin(annotation)
+    if origin in (list, tuple) or annotation in (list, tuple):
+        return True
+    return any(_is_list(part) for part in typing.get_args(annotation) if part is not Ellipsis)

@@ -1,0 +1,124 @@
+"""How far a run is: a bar with the time left on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from gradlab.sweep.units import about, counted, seconds_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+LINE_EVERY = 10.0  # seconds between plain lines
+
+
+class Clock:
+    """The time left, from the share of the estimated work that is done.
+
+    Args:
+        total: estimated work, in any unit.
+        now: the time at the start, in seconds.
+
+    >>> clock = Clock(4.0, now=0.0)
+    >>> clock.advance(1.0, now=10.0)
+    >>> clock.left(now=12.0)
+    28.0
+    """
+
+    def __init__(self, total: float, now: float) -> None:
+        self.total = total
+        self.done = 0.0
+        self.started = self.last = now
+
+    def advance(self, work: float, now: float) -> None:
+        """Count ``work`` as done."""
+        self.done += work
+        self.last = now
+
+    def left(self, now: float) -> float | None:
+        """Seconds left, ``None`` while nothing is known."""
+        if self.done <= 0:
+            return None
+        rate = (self.last - self.started) / self.done
+        return max((self.total - self.done) * rate - (now - self.last), 0.0)
+
+
+class Progress:
+    """Shows a run's progress on stderr.
+
+    Args:
+        work: estimated work of the cells that will run, in any unit.
+        total: number of cells of the study, those already done included.
+        done: number of cells already done.
+        stream: where to write; a bar if it is a terminal, else plain lines.
+    """
+
+    def __init__(self, work: float, total: int, done: int, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.total = total
+        self.done = done
+        self.failed = 0
+        self.clock = Clock(work, time.monotonic())
+        self._last_line = time.monotonic()
+        self._bar = _bar(self) if self.stream.isatty() else None
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=max(self.clock.total, 1e-9))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, work: float, failed: bool) -> None:
+        """Count one cell as over."""
+        now = time.monotonic()
+        self.clock.advance(work, now)
+        self.done += not failed
+        self.failed += failed
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.clock.done)
+        elif now - self._last_line >= LINE_EVERY:
+            self._last_line = now
+            self.say(self.words())
+
+    def say(self, sentence: str) -> None:
+        """Write one line beside the progress."""
+        if self._bar is not None:
+            self._bar.console.print(sentence, highlight=False, markup=False)
+        else:
+            print(sentence, file=self.stream, flush=True)
+
+    def words(self) -> str:
+        """``12/45 cells, 1 failed, 1 min 10 s, about 3 min left``."""
+        now = time.monotonic()
+        parts = [f"{self.done:,}/{counted(self.total, 'cell')}"]
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        parts.append(seconds_text(now - self.clock.started))
+        left = self.clock.left(now)
+        if left is not None:
+            parts.append(f"{about(left)} left")
+        return ", ".join(parts)
+
+
+def _bar(progress: Progress) -> Bar:
+    from rich import progress as rich
+    from rich.console import Console
+    from rich.text import Text
+
+    class Words(rich.ProgressColumn):
+        def render(self, task: rich.Task) -> Text:
+            return Text(progress.words())
+
+    return rich.Progress(
+        rich.BarColumn(bar_width=20),
+        rich.TextColumn("{task.percentage:>3.0f} %"),
+        Words(),
+        console=Console(file=progress.stream),
+        refresh_per_second=4,
+    )

@@ -1,0 +1,148 @@
+"""Synthetic tables with the columns and shapes of real studies, and with a known truth."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Method = dict[str, Any]
+
+CDG: Method = {"estimator": "cdg", "label": "CDG", "epsilon": 0.1, "quality": 1.0}
+STES: list[Method] = [
+    {"estimator": "ste", "label": f"STE {name}", "surrogate": name, "quality": quality}
+    for name, quality in [("hardtanh", 0.9), ("steep", 0.86), ("swish_sign", 0.92), ("polynomial", 0.89)]
+]
+NES: list[Method] = [
+    {"estimator": "nes", "label": f"NES {p:,}", "population": p, "sigma": 0.1, "quality": quality}
+    for p, quality in [(500, 0.25), (5_000, 0.6), (50_000, 0.85)]
+]
+LOCAL: list[Method] = [
+    {"estimator": "nes_local", "label": f"local NES ({p} passes)", "passes": p, "sigma": 0.1,
+     "quality": quality}
+    for p, quality in [(2, 0.88), (8, 0.95)]
+]
+MATCHED: Method = {
+    "estimator": "ste", "label": "matched STE", "surrogate": "matched", "quality": 0.97,
+}  # fmt: skip
+METHODS = [CDG, *STES, MATCHED, *LOCAL, *NES]
+PASSES = {"ste": 1.0, "cdg": 2.0 * 3_104}
+OPTIONS = ("surrogate", "epsilon", "population", "sigma", "passes", "fitness")
+
+
+def _keys(method: Method, num_dim: int, init: int, batch: int) -> dict[str, Any]:
+    return {
+        "study": "loss_decrease", "num_dim": num_dim, "depth": 3, "activation": "binary",
+        "weight": "real", "batch_size": 16_384, "student": "fresh", "init": init, "batch": batch,
+        "estimator": method["estimator"], "label": method["label"],
+        **{option: method.get(option) for option in OPTIONS}, "normalize": "tensor",
+    }  # fmt: skip
+
+
+def forward_passes(method: Method) -> float:
+    """The estimator's definitional cost."""
+    return float(PASSES.get(method["estimator"], method.get("population") or method.get("passes") or 1))
+
+
+def loss_decrease(
+    methods: Sequence[Method] = METHODS,
+    num_dims: Sequence[int] = (2, 4, 8, 16, 32),
+    inits: int = 3,
+    batches: int = 3,
+    lrs: Sequence[float] = tuple(np.logspace(-5, 0, 16)),
+    noise: float = 0.03,
+    seed: int = 0,
+    **columns: Any,
+) -> pd.DataFrame:
+    """A step of length lr on a parabola: quality · height · (2u − u²), u = lr / best lr.
+
+    Without noise every method's best decrease is exactly its quality times CDG's, at equal lr.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for num_dim, init in itertools.product(num_dims, range(inits)):
+        height = 0.1 * (1 + 0.3 * np.log2(num_dim)) * np.exp(noise * 10 * rng.normal() / num_dim**0.5)
+        for method, batch in itertools.product(methods, range(batches)):
+            quality = method["quality"] * np.exp(noise * rng.normal())
+            for lr in lrs:
+                u = lr / 0.1
+                fall = quality * height * (2 * u - u * u)
+                rows.append(
+                    _keys(method, num_dim, init, batch)
+                    | {
+                        "lr": lr, "loss_before": 1.0, "loss_after": 1.0 - fall, "loss_decrease": fall,
+                        "loss_decrease_fresh": 0.98 * fall, "forward_passes": forward_passes(method),
+                        "backward_passes": 1.0 if method["estimator"] == "ste" else 0.0,
+                        "seconds": 0.002 * forward_passes(method), "device": "cpu",
+                    }
+                    | columns
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def gradient_quality(
+    methods: Sequence[Method] = METHODS,
+    num_dims: Sequence[int] = (32,),
+    inits: int = 3,
+    repeats: int = 2,
+    depth: int = 3,
+    noise: float = 0.02,
+    seed: int = 0,
+    **columns: Any,
+) -> pd.DataFrame:
+    """Cosines that rise with the layer and with the number of samples."""
+    rng = np.random.default_rng(seed)
+    names = [f"layers.{i}.weight" for i in range(depth + 1)] + ["all"]
+    rows = []
+    for num_dim, init, method in itertools.product(num_dims, range(inits), methods):
+        for repeat, (position, layer) in itertools.product(range(repeats), enumerate(names)):
+            depth_bonus = 1.0 if layer == "all" else (position + 1) / (depth + 1)
+            cosine = method["quality"] ** (1 / depth_bonus**1.5) - abs(noise * rng.normal())
+            rows.append(
+                _keys(method, num_dim, init, 0)
+                | {
+                    "study": "gradient_quality", "repeat": repeat, "layer": layer, "cosine": cosine,
+                    "norm_ratio": method["quality"], "sign_agreement": 0.5 + cosine / 2,
+                    "split_half_cosine": cosine**2, "relative_bias": 1 - cosine,
+                    "relative_variance": 1 / forward_passes(method), "reference": "cdg",
+                    "reference_split_half_cosine": 0.995, "forward_passes": forward_passes(method),
+                    "backward_passes": 1.0 if method["estimator"] == "ste" else 0.0,
+                    "seconds": 0.002 * forward_passes(method), "device": "cpu",
+                }
+                | columns
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def trajectory(
+    methods: Sequence[Method] = (CDG, STES[0], *LOCAL, NES[0]),
+    num_dims: Sequence[int] = (8, 32),
+    inits: int = 3,
+    steps: int = 40,
+    budgets: Sequence[str] = ("forward_passes", "seconds"),
+    seed: int = 0,
+    **columns: Any,
+) -> pd.DataFrame:
+    """Losses that decay geometrically, faster for a better estimator."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for num_dim, init, method, budget in itertools.product(num_dims, range(inits), methods, budgets):
+        start = 1.0 + 0.1 * rng.normal()
+        speed = 0.06 * method["quality"] * np.exp(0.05 * rng.normal())
+        tempo = 0.002 * forward_passes(method) * np.exp(0.1 * rng.normal())
+        for step in range(steps + 1):
+            loss = start * (0.02 + 0.98 * np.exp(-speed * step))
+            rows.append(
+                _keys(method, num_dim, init, 0)
+                | {
+                    "study": "trajectory", "step": step, "budget": budget,
+                    "forward_passes": step * forward_passes(method),
+                    "backward_passes": float(step) if method["estimator"] == "ste" else 0.0,
+                    "seconds": step * tempo, "loss": loss, "loss_fresh": 1.03 * loss, "device": "cpu",
+                }
+                | columns
+            )  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,27 @@
+"""A sweep on Dask workers gives the same numbers as one here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gradlab import sweep
+from gradlab.sweep.store import FILE, Store
+
+pytest.importorskip("distributed", reason="needs the extra gradlab[dask]")
+
+
+@pytest.mark.filterwarnings("ignore")  # distributed and tornado deprecate at their own pace
+def test_dask_workers_give_the_same_numbers(
+    write_spec: Callable[..., Path], tmp_path: Path
+) -> None:
+    spec = sweep.read_spec(write_spec(), ["inits=1"])
+    tables = []
+    for backend in ("loky", "dask"):
+        sweep.run(spec, tmp_path / backend, jobs=1, backend=backend, progress=False)
+        with Store(tmp_path / backend / "tiny" / FILE) as store:
+            tables.append(store.table("loss").drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
