@@ -2,9 +2,9 @@
 # On Windows, or without make, see CONTRIBUTING.md for the same steps by hand.
 
 PYTHON ?= python3
-# Where pip finds torch beside PyPI. PyPI's own build for Linux carries gigabytes of CUDA;
-# `make setup TORCH_INDEX=` takes it nevertheless.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Further options of pip, for example an index that holds a smaller build of torch:
+# make setup PIP_OPTIONS="--extra-index-url=…"
+PIP_OPTIONS ?=
 # pytest workers; each uses one torch thread
 JOBS ?= auto
 
@@ -33,8 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "gradlab needs Python 3.11 or newer, and $(PYTHON) is older: name another, e.g. make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(PIP) -e '.[test]'
+	$(PIP) $(PIP_OPTIONS) -e '.[test]'
 	@touch $(READY)
 
 run: $(READY)

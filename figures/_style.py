@@ -27,7 +27,6 @@ from matplotlib.transforms import ScaledTranslation
 
 from gradlab.reporting import columns, summaries
 
-
 DASHED, DASHDOT = (0, (4, 1.6)), (0, (5, 1.5, 1, 1.5))
 
 
@@ -175,6 +174,14 @@ def table(tables: Mapping[str, pd.DataFrame], name: str, needed: Iterable[str]) 
     return columns.annotate(tables[name])
 
 
+def pick(frame: pd.DataFrame, **keys: object) -> pd.DataFrame:
+    """The rows whose columns have these values."""
+    chosen = np.ones(len(frame), dtype=bool)
+    for column, value in keys.items():
+        chosen &= (frame[column] == value).to_numpy()
+    return frame[chosen]
+
+
 def groupings(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """The three comparisons of the original study, each against CDG, and one for anything else.
 
@@ -204,8 +211,16 @@ def groupings(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
     return unique or [("Estimators", listed)]
 
 
-def panels(rows: int, cols: int, *, width: float = 2.3, height: float = 1.9, extra: float = 0.0,
-           sharex: bool | str = False, sharey: bool | str = False) -> tuple[Figure, np.ndarray]:  # fmt: skip
+def panels(
+    rows: int,
+    cols: int,
+    *,
+    width: float = 2.3,
+    height: float = 1.9,
+    extra: float = 0.0,
+    sharex: bool | str = False,
+    sharey: bool | str = False,
+) -> tuple[Figure, np.ndarray]:
     """A figure of ``rows`` × ``cols`` panels and the 2-d array of their axes."""
     size = (max(4.6, cols * width + extra), max(2.6, rows * height + 0.9))
     figure = Figure(figsize=size, layout="constrained")
@@ -321,12 +336,14 @@ def title(figure: Figure, words: str) -> None:
     figure.suptitle(words, x=0.012, ha="left")
 
 
-def finish(figure: Figure, frame: pd.DataFrame, notes: Iterable[str]) -> tuple[Figure, pd.DataFrame]:
+def finish(
+    figure: Figure, frame: pd.DataFrame, notes: Iterable[str]
+) -> tuple[Figure, pd.DataFrame]:
     """Write the notes under the figure and keep them beside the numbers for the caption."""
     note = " ".join(note for note in notes if note)
     width = int(figure.get_size_inches()[0] * 19.5)
     figure.supxlabel("\n".join(textwrap.wrap(note, width)), x=0.012, ha="left", fontsize=6.8,
-                     color=FAINT)  # fmt: skip
+                     color=FAINT, gid="note")  # fmt: skip
     frame = frame.reset_index(drop=True)
     frame.attrs["note"] = note
     return figure, frame
@@ -361,7 +378,9 @@ def edge_note(best: pd.DataFrame) -> str:
     parts = [f"{m} (num_dim {', '.join(map(str, sorted(d)))})" if max(d) > 0 else str(m)
              for m, d in named.items()]  # fmt: skip
     more = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
-    return f"Best lr at the edge of the grid, so perhaps not the best: {', '.join(parts[:6])}{more}."
+    return (
+        f"Best lr at the edge of the grid, so perhaps not the best: {', '.join(parts[:6])}{more}."
+    )
 
 
 def panel_title(condition: str, num_dim: int) -> str:
@@ -375,11 +394,14 @@ def legend_below(ax: Axes, ncols: int = 2, points: float = 32) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if handles:
         place = ax.transAxes + ScaledTranslation(0, -points / 72, ax.figure.dpi_scale_trans)
-        ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=ncols,
-                  bbox_transform=place, borderaxespad=0, handlelength=2.4, columnspacing=1.2)  # fmt: skip
+        ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0),
+                  bbox_transform=place, ncols=ncols, borderaxespad=0, handlelength=2.4,
+                  columnspacing=1.2)  # fmt: skip
 
 
 def diverged_note(means: pd.DataFrame) -> str:
     """How many means leave inits out because they diverged."""
     count = int((means["missing"] > 0).sum())
-    return f"In {count} of {len(means)} means some inits diverged and are left out." if count else ""
+    return (
+        f"In {count} of {len(means)} means some inits diverged and are left out." if count else ""
+    )

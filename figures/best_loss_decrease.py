@@ -52,8 +52,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 ax = axes[row, column]
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
                 for method in members:
-                    here = means.query("condition == @condition and method == @method")
-                    one = singles.query("condition == @condition and method == @method")
+                    here = _style.pick(means, condition=condition, method=method)
+                    one = _style.pick(singles, condition=condition, method=method)
                     if len(here):
                         _style.dots(ax, one["num_dim"], one["loss_decrease"], looks[method])
                         _style.curve(ax, here, "num_dim", looks[method], label=method)
@@ -85,9 +85,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         return _style.finish(figure, drawn, notes)
 
 
-def against_cdg(
-    inits: pd.DataFrame, known: pd.DataFrame
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def against_cdg(inits: pd.DataFrame, known: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every method's decrease over CDG's: the ratio of means with its CI, and each init's ratio."""
     cdg = columns.reference_method(known)
     if cdg is None:

@@ -38,7 +38,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     looks, known = _style.styles(frame), columns.methods(frame)
     rows = [(r, c, d) for r in frame["reference"].unique() for c in columns.conditions(frame)
             for d in sorted(frame["num_dim"].unique())
-            if len(means.query("reference == @r and condition == @c and num_dim == @d"))]  # fmt: skip
+            if len(_style.pick(means, reference=r, condition=c, num_dim=d))]  # fmt: skip
 
     with _style.theme():
         figure, axes = _style.panels(
@@ -47,9 +47,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         for row, (reference, condition, num_dim) in enumerate(rows):
             for column, layer in enumerate(layers):
                 ax = axes[row, column]
-                where = ("reference == @reference and condition == @condition "
-                         "and num_dim == @num_dim and layer == @layer")  # fmt: skip
-                here, single = means.query(where), inits.query(where)
+                where = {"reference": reference, "condition": condition, "num_dim": num_dim,
+                         "layer": layer}  # fmt: skip
+                here, single = _style.pick(means, **where), _style.pick(inits, **where)
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
                 _joined(ax, here, known)
                 for method, look in looks.items():

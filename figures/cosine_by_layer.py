@@ -39,7 +39,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     looks = _style.styles(frame)
     cells = [(r, c, d) for r in frame["reference"].unique() for c in columns.conditions(frame)
              for d in sorted(frame["num_dim"].unique())
-             if len(means.query("reference == @r and condition == @c and num_dim == @d"))]  # fmt: skip
+             if len(_style.pick(means, reference=r, condition=c, num_dim=d))]  # fmt: skip
     width = min(4, len(cells))
     height = -(-len(cells) // width)
 
@@ -48,10 +48,10 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             height, width, width=2.5, height=2.5, extra=1.6, sharey=True, sharex=True
         )
         for ax, (reference, condition, num_dim) in zip(axes.flat, cells, strict=False):
-            where = "reference == @reference and condition == @condition and num_dim == @num_dim"
-            here, single = means.query(where), inits.query(where)
+            where = {"reference": reference, "condition": condition, "num_dim": num_dim}
+            here, single = _style.pick(means, **where), _style.pick(inits, **where)
             ax.axhline(0, color=_style.FAINT, linewidth=0.7)
-            _self_agreement(ax, frame.query(where), place)
+            _self_agreement(ax, _style.pick(frame, **where), place)
             for method, look in looks.items():
                 rows = here[here["method"] == method]
                 dots = single[single["method"] == method]

@@ -40,7 +40,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     frame["curve"] = columns.name_curves(frame, scales)
     # Conditions other than the student's state get panels of their own.
     frame["panel"] = columns.conditions_apart_from(frame, ["student"])
-    rows = [(p, d) for p in sorted(frame["panel"].unique()) for d in sorted(frame["num_dim"].unique())]
+    num_dims = sorted(frame["num_dim"].unique())
+    rows = [(panel, d) for panel in sorted(frame["panel"].unique()) for d in num_dims]
     students = [s for s in columns.STUDENTS if (frame["student"] == s).any()]
     students += sorted(set(frame["student"].dropna()) - set(students))
     everything, keys = [], ["panel", "num_dim", "student", "curve"]
@@ -66,9 +67,13 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
                 for name, look in looks.items():
                     for student in students:
-                        where = ("panel == @panel and num_dim == @num_dim and student == @student "
-                                 "and curve == @name")  # fmt: skip
-                        here, one = means.query(where), inits.query(where)
+                        key = {
+                            "panel": panel,
+                            "num_dim": num_dim,
+                            "student": student,
+                            "curve": name,
+                        }
+                        here, one = _style.pick(means, **key), _style.pick(inits, **key)
                         if len(here) == 0:
                             continue
                         shown = replace(look, line=":") if student == "converged" else look

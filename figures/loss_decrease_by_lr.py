@@ -43,6 +43,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     looks, groups = _style.styles(frame), _style.groupings(frame)
     num_dims = sorted(frame["num_dim"].unique())
     rows = [(c, *group) for c in columns.conditions(frame) for group in groups]
+    few = bool((means["n"] < summaries.LEAST_INITS).all())
     # One y-axis for all where the panels are of one size, else one per column.
     highest = means.groupby("num_dim")["mean"].max().clip(lower=1e-12)
     share = "all" if highest.max() <= 3 * highest.min() else "col"
@@ -58,9 +59,10 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 ax.set_ylim(CUT * top, 1.12 * top)
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
                 for method in members:
-                    where = "condition == @condition and num_dim == @num_dim and method == @method"
-                    one = inits.query(where) if len(means.query("n >= 3")) == 0 else None
-                    _curve(ax, means.query(where), one, looks[method], method, CUT * top)
+                    key = {"condition": condition, "num_dim": num_dim, "method": method}
+                    one = _style.pick(inits, **key) if few else None
+                    here = _style.pick(means, **key)
+                    _curve(ax, here, one, looks[method], method, CUT * top)
                 _style.log_axis(ax)
                 if row == 0 and num_dim > 0:
                     ax.set_title(f"num_dim = {num_dim}", loc="left")
@@ -71,7 +73,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             _style.side_legend(axes[row, -1], condition or None)
         _style.title(figure, "Loss decrease after one step, against lr")
         notes = [
-            _style.interval_note(means, seeds=bool((means["n"] < 3).all())),
+            _style.interval_note(means, seeds=few),
             "Circled: the best lr of each curve.",
             "Triangles at the lower border: means below the cut axis."
             if (means["mean"] < CUT * means["num_dim"].map(highest)).any()

@@ -54,8 +54,8 @@ def draw(
                 ax = axes[row, column]
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
                 for method in members:
-                    here = means.query("condition == @condition and method == @method")
-                    one = inits.query("condition == @condition and method == @method")
+                    here = _style.pick(means, condition=condition, method=method)
+                    one = _style.pick(inits, condition=condition, method=method)
                     _style.dots(ax, one["num_dim"], one["loss_decrease"], looks[method])
                     _style.curve(ax, here, "num_dim", looks[method], label=method)
                 _style.num_dim_axis(ax, frame["num_dim"].unique(), row == len(conditions) - 1)

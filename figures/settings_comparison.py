@@ -32,8 +32,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     if not choices:
         raise ValueError("no categorical setting or option has more than one value in this study.")
     num_dims = sorted(frame["num_dim"].unique())
-    rows = [(choice, panel) for choice in choices
-            for panel in sorted(columns.conditions_apart_from(frame, [choice]).unique())]  # fmt: skip
+    panels = {c: sorted(columns.conditions_apart_from(frame, [c]).unique()) for c in choices}
+    rows = [(choice, panel) for choice in choices for panel in panels[choice]]
     everything = []
 
     with _style.theme():
@@ -59,8 +59,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 ax = axes[row, column]
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
                 for method, look in looks.items():
-                    here = means.query("num_dim == @num_dim and method == @method")
-                    one = inits.query("num_dim == @num_dim and method == @method")
+                    here = _style.pick(means, num_dim=num_dim, method=method)
+                    one = _style.pick(inits, num_dim=num_dim, method=method)
                     x = here["choice"].map(place) + shift[method]
                     _style.dots(ax, one["choice"].map(place) + shift[method],
                                 one["loss_decrease"], look)  # fmt: skip

@@ -33,11 +33,12 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     if frame["loss"].isna().all():
         raise ValueError("no trajectory has a finite loss.")
     frame = summaries.best_trajectories(frame)
-    axes_shown = [b for b in BUDGETS if len(rows_for(frame, b)) and b in frame.rename(columns={"step": "steps"})]
+    present = {"steps", *frame.columns}
+    axes_shown = [b for b in BUDGETS if b in present and len(rows_for(frame, b))]
     conditions, num_dims = columns.conditions(frame), sorted(frame["num_dim"].unique())
     looks = _style.styles(frame)
     rows = [(c, d) for c in conditions for d in num_dims
-            if len(frame.query("condition == @c and num_dim == @d"))]  # fmt: skip
+            if len(_style.pick(frame, condition=c, num_dim=d))]  # fmt: skip
     everything = []
     log = bool((frame["loss"].dropna() > 0).all())
 
@@ -54,10 +55,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             for row, (condition, num_dim) in enumerate(rows):
                 ax = axes[row, column]
                 for method, look in looks.items():
-                    here = summary.query(
-                        "condition == @condition and num_dim == @num_dim and method == @method"
+                    here = _style.pick(
+                        summary, condition=condition, num_dim=num_dim, method=method, missing=0
                     )
-                    here = here[here["missing"] == 0]
                     if len(here):
                         _style.curve(ax, here, "x", look, label=method, markers=False)
                         ends = here.sort_values("x").iloc[[-1]]
@@ -115,6 +115,6 @@ def on_common_grid(frame: pd.DataFrame, budget: str) -> pd.DataFrame:
             run = run.sort_values(x)
             index = np.searchsorted(run[x].to_numpy(), grid * (1 + 1e-9), side="right") - 1
             loss = run["loss"].to_numpy(float)[np.maximum(index, 0)]
-            parts.append(pd.DataFrame({"x": grid, "loss": loss}).assign(
-                **dict(zip(keys, key, strict=True)), **dict(zip(replicates, replicate, strict=True))))  # fmt: skip
+            names = zip([*keys, *replicates], [*key, *replicate], strict=True)
+            parts.append(pd.DataFrame({"x": grid, "loss": loss}).assign(**dict(names)))
     return pd.concat(parts)

@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from gradlab import __version__
+
 # Importing them registers their commands, in the order in which --help lists them.
 from gradlab.cli import sweeps, views  # noqa: F401
 from gradlab.cli.common import UsageError, WorkError, app
@@ -76,7 +78,5 @@ def _gradlab(
     ] = False,
 ) -> None:
     if version:
-        from gradlab.sweep.provenance import version_of
-
-        typer.echo(f"gradlab {version_of('gradlab') or 'unknown'}")
+        typer.echo(f"gradlab {__version__}")
         raise typer.Exit

@@ -6,14 +6,11 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gradlab._registry import unknown
-
-if TYPE_CHECKING:
-    from gradlab.sweep.spec import Spec
 
 app = typer.Typer(
     name="gradlab",
@@ -73,7 +70,7 @@ def study_folder(given: str, results: Path) -> Path:
         if (results / name / FILE).is_file():
             return results / name
         raise UsageError(
-            f"{results / name} holds no results yet: `gradlab run {given}` makes them."
+            f"{results / name} holds no results: `gradlab run {given}` makes them."
         )
     studies = sorted(p.parent.name for p in results.glob(f"*/{FILE}"))
     raise UsageError(unknown(f"study in {results}", given, studies))
@@ -88,18 +85,9 @@ def write_report(folder: Path) -> None:
     """Draw the figures and write the report of a study, without torch."""
     from gradlab import reporting
 
-    page = reporting.write(folder, stored_spec(folder))
+    page = reporting.write(folder)
     tell(f"figures: {folder / 'figures'}")
     tell(f"report:  {page}")
-
-
-def stored_spec(folder: Path) -> Spec:
-    """The spec that a study was last run with."""
-    from gradlab.sweep import spec as specs
-    from gradlab.sweep.store import FILE, Store
-
-    with Store(folder / FILE) as store:
-        return specs.from_dict(store.fact("spec"), source=str(folder / FILE))
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> None:

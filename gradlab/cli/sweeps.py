@@ -100,10 +100,11 @@ def _run(work: Any, report: bool) -> int:
         more = f" ({len(summary.warnings) - 1:,} other kinds)" if len(summary.warnings) > 1 else ""
         tell(f"{counted(count, 'cell')} warned: {note}{more}.")
     try:
-        export(summary.folder)
-        tell(f"tables:  {summary.folder / 'tables'}")
         if report:
             write_report(summary.folder)
+        else:
+            export(summary.folder)
+            tell(f"tables:  {summary.folder / 'tables'}")
     except KeyboardInterrupt as interrupt:
         name = call(summary.folder)
         raise WorkError("interrupted: all cells are kept, "
@@ -134,6 +135,9 @@ def plan(
                      "seconds": planned.seconds, "bytes": planned.bytes})  # fmt: skip
         return
     _print_groups(planned.groups)
+    if not planned.count("missing"):
+        typer.echo("Nothing is missing.")
+        return
     typer.echo(f"{counted(planned.count('missing'), 'cell')} to run: "
                f"{about(planned.seconds)} on {counted(planned.jobs, 'worker')}, "
                f"about {bytes_text(planned.bytes)} of memory.")  # fmt: skip

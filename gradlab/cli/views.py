@@ -16,7 +16,6 @@ from gradlab.cli.common import (
     UsageError,
     app,
     print_json,
-    stored_spec,
     study_folder,
     write_report,
 )
@@ -24,10 +23,10 @@ from gradlab.cli.common import (
 
 @app.command(epilog="Example: gradlab export quickstart")
 def export(study: StudyArgument, results: Results = RESULTS) -> None:
-    """Write every table of a study as CSV and Parquet."""
-    from gradlab.sweep.export import export as write
+    """Write every table of a study, and summaries."""
+    from gradlab import reporting
 
-    for path in write(study_folder(study, results)):
+    for path in reporting.export(study_folder(study, results)):
         typer.echo(path)
 
 
@@ -64,24 +63,30 @@ def compare(
     return 0 if found.same else 1
 
 
-@app.command(epilog="Example: gradlab figures quickstart")
-def figures(study: StudyArgument, results: Results = RESULTS) -> None:
+@app.command(epilog="Example: gradlab figures quickstart best_loss_decrease")
+def figures(
+    study: StudyArgument,
+    chosen: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FIGURE",
+            help="Which to draw [default: those of the study].",
+            show_default=False,
+        ),
+    ] = None,
+    results: Results = RESULTS,
+) -> None:
     """Draw the figures again from the stored tables."""
     from gradlab import reporting
 
-    folder = study_folder(study, results)
-    for path in reporting.draw(folder, stored_spec(folder)):
+    for path in reporting.draw(study_folder(study, results), figures=chosen or None):
         typer.echo(path)
 
 
 @app.command(epilog="Example: gradlab report quickstart")
 def report(study: StudyArgument, results: Results = RESULTS) -> None:
     """Write tables, figures and report.html again."""
-    from gradlab.sweep.export import export as write
-
-    folder = study_folder(study, results)
-    write(folder)
-    write_report(folder)
+    write_report(study_folder(study, results))
 
 
 @app.command("list", epilog="Example: gradlab list estimators")
@@ -119,5 +124,5 @@ def _listing(kind: str) -> dict[str, dict[str, Any]]:
     if kind not in homes:
         raise UsageError(unknown("kind", kind, [*homes, *files]))
     home = importlib.import_module(homes[kind])
-    defaults = getattr(home, "defaults", lambda name: {})
-    return {name: defaults(name) for name in home.names()}
+    defaults = getattr(home, "defaults", None)
+    return {name: defaults(name) if defaults else {} for name in home.names()}

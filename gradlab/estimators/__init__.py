@@ -4,10 +4,10 @@
 ['cdg', 'nes', 'nes_local', 'sr_ste', 'ste']
 >>> create("nes", population=100).label()
 'NES 100'
->>> create("nse")
+>>> create("ness")
 Traceback (most recent call last):
     ...
-ValueError: unknown estimator 'nse': did you mean 'nes'? Valid: cdg, nes, nes_local, sr_ste, ste.
+ValueError: unknown estimator 'ness': did you mean 'nes'? Valid: cdg, nes, nes_local, sr_ste, ste.
 """
 
 from __future__ import annotations

@@ -108,6 +108,12 @@ def one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
         raise ValueError(unknown(name, str(value), valid))
 
 
+def true_or_false(name: str, value: object) -> None:
+    """Refuse anything but a bool: a non-empty string would pass for true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}: give true or false.")
+
+
 def require_finite(params: Mapping[str, Tensor]) -> None:
     """Refuse parameters with NaN or infinity, naming the tensor."""
     for name, tensor in params.items():

@@ -53,9 +53,12 @@ def shape(losses: Tensor, fitness: str, *, antithetic: bool) -> Tensor:
         others = (means.sum() - means) / (len(means) - 1) if len(means) > 1 else means
         return (pairs - others[:, None]).flatten()
     if fitness == "z_score":
+        # Less the first loss, so that a flat population is exactly zero, whatever its mean's rounding.
+        losses = losses - losses[0]
         deviation = losses.std(correction=0)
-        # A flat population says nothing; zero weights say so, a division by zero would not.
-        return (losses - losses.mean()) / deviation if deviation > 0 else torch.zeros_like(losses)
+        # A flat population says nothing; zero weights say so, a division by zero would not. A NaN
+        # among the losses is no flat population: it reaches every weight.
+        return torch.zeros_like(losses) if deviation == 0 else (losses - losses.mean()) / deviation
     if fitness == "centered_rank":
         ranks = torch.arange(size, dtype=torch.float64, device=losses.device)
         return _by_rank(losses, ranks / max(size - 1, 1) - 0.5)

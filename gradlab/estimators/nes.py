@@ -46,6 +46,7 @@ from gradlab.estimators.base import (
     one_of,
     require_finite,
     split_half_diagnostics,
+    true_or_false,
 )
 from gradlab.estimators.empirical_fisher import minimum_norm
 from gradlab.estimators.fitness_shaping import FITNESS, shape
@@ -92,17 +93,10 @@ class NES:
         one_of("gradient", self.gradient, GRADIENTS)
         one_of("sigma_gradient", self.sigma_gradient, SIGMA_GRADIENTS)
         one_of("fitness", self.fitness, FITNESS)
-        if not isinstance(self.antithetic, bool):
-            raise ValueError(f"antithetic is {self.antithetic!r}: give true or false.")
+        true_or_false("antithetic", self.antithetic)
         if self.ridge != 0:
             above_zero("ridge", self.ridge)
-        sizes = self.sizes
-        if not sizes or list(sizes) != sorted(set(sizes)):
-            raise ValueError(
-                f"population is {self.population!r}: give one number, or different numbers in "
-                "ascending order."
-            )
-        for size in sizes:
+        for size in self.sizes:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"population is {size!r}: give a whole number of at least 1.")
             if self.antithetic and size % 2:
@@ -115,6 +109,18 @@ class NES:
                     f'population is 1: {self.fitness} fitness compares members; use fitness = "raw"'
                     " or at least two members."
                 )
+            compared = self.sigma_gradient != "none" and self.fitness != "raw"
+            if size == 2 and self.antithetic and compared:
+                # both members have the same noise², and weights that sum to zero
+                raise ValueError(
+                    f"population is 2: one mirrored pair has no sigma gradient under {self.fitness} "
+                    'fitness; use at least 4, or fitness = "raw".'
+                )
+        if not self.sizes or list(self.sizes) != sorted(set(self.sizes)):
+            raise ValueError(
+                f"population is {self.population!r}: give one number, or different numbers in "
+                "ascending order."
+            )
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -45,6 +45,7 @@ from gradlab.estimators.base import (
     above_zero,
     require_finite,
     split_half_diagnostics,
+    true_or_false,
 )
 from gradlab.estimators.matched import (
     BLOCK_FLOATS,
@@ -87,6 +88,9 @@ class NESLocal:
     def __post_init__(self) -> None:
         above_zero("sigma", self.sigma)
         positive_integer("passes", self.passes)
+        true_or_false("antithetic", self.antithetic)
+        true_or_false("condition_last", self.condition_last)
+        true_or_false("baseline", self.baseline)
         if self.layers is not None and (isinstance(self.layers, str) or not self.layers):
             raise ValueError(
                 f"layers is {self.layers!r}: give a list of layer names, or leave it out for all."

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from gradlab.binary.stochastic_rounding import StochasticRounding
-from gradlab.estimators.base import GradientEstimate, above_zero
+from gradlab.estimators.base import GradientEstimate, above_zero, true_or_false
 from gradlab.evaluation.noise import draw_key
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
@@ -50,6 +50,7 @@ class SRSTE:
     def __post_init__(self) -> None:
         positive_integer("samples", self.samples)
         above_zero("temperature", self.temperature)
+        true_or_false("normalize", self.normalize)
 
     def estimate(
         self, objective: Objective, params: Params, *, generator: torch.Generator

@@ -81,8 +81,13 @@ class MLPEvaluator:
 
         The output layer and the differences are computed in float64, per example, and on a
         :class:`LinePopulation` the first layer is :math:`Wx - \eta\,gx` without rounding
-        :math:`W - \eta g`: a step of 1e-5 is signal, not rounding.
+        :math:`W - \eta g`: a step of 1e-5 is signal, not rounding. A continuous activation has no
+        thresholds for rounding to stop at: there the whole network runs in float64.
         """
+        continuous = self.model.activation_function.thresholds is None
+        if continuous and self.inputs.dtype != torch.float64:
+            wide = MLPEvaluator(self.model, self.inputs.double(), self.targets.double())
+            return wide.decreases(_double(params), _double_population(population))
         # The origin rides in the same batched product as the members, so that both are rounded
         # alike and a step of zero gives exactly zero.
         origin = {name: tensor[None] for name, tensor in params.items()}
@@ -90,11 +95,13 @@ class MLPEvaluator:
         total = torch.zeros(pop.size(population), dtype=torch.float64, device=self.inputs.device)
         for (low, high), members in self._groups(population):
             line = None
-            if isinstance(population, LinePopulation) and self.model.weight == "real":
+            if isinstance(population, LinePopulation):
                 line = replace(population, steps=(0.0, *population.steps[low:high]))
             both = {name: torch.cat((origin[name], members[name])) for name in members}
             for a, b in self._example_blocks():
-                hidden = self._hidden(both, self._transposed[:, a:b], line)
+                # sign(W - eta g) is as exact as it gets
+                moved = line if self.model.weight == "real" else None
+                hidden = self._hidden(both, self._transposed[:, a:b], moved)
                 outputs = self._outputs64(hidden, both, line)
                 error = outputs - self.targets[a:b, 0].double()
                 # a^2 - b^2 = (a - b)(a + b) keeps the digits of a small difference.
@@ -151,13 +158,23 @@ class MLPEvaluator:
         name = self.model.layer_names[-1]
         weight = members[name].double()
         if line is not None:
-            exact = replace(
-                line,
-                origin={name: line.origin[name].double()},
-                direction={name: line.direction[name].double()},
-            )
+            origin, direction = {name: line.origin[name]}, {name: line.direction[name]}
+            exact = replace(line, origin=_double(origin), direction=_double(direction))
             weight = exact.members()[name]
         return torch.bmm(weight, hidden.double())[:, 0]
+
+
+def _double(params: Params) -> Params:
+    return {name: tensor.double() for name, tensor in params.items()}
+
+
+def _double_population(population: Population) -> Population:
+    if isinstance(population, LinePopulation):
+        origin, direction = _double(population.origin), _double(population.direction)
+        return replace(population, origin=origin, direction=direction)
+    if isinstance(population, dict):
+        return _double(population)
+    return replace(population, mean=_double(population.mean))
 
 
 def _all_bounded(tensor: Tensor) -> bool:

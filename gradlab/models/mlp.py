@@ -3,7 +3,7 @@ r"""The teacher-student multilayer perceptron with binarized hidden layers.
 ``depth`` hidden layers :math:`h_{l+1} = a(W_l h_l)` of shape ``(num_dim, num_dim)`` and a
 full-precision output layer ``(1, num_dim)``, no bias. The activation is the sign (binary), a
 quantized clip (ternary, 2bit) or the clip itself (full); with binary weights the hidden layers use
-sign(W), without scale. Weights start from U(±1/√num_dim).
+sign(W), without scale. Weights start from U(±gain/√num_dim), gain 1 if left out.
 
 This is the network on which BinaryDuo (Kim et al. 2020, section 3) compares gradient estimators.
 """
@@ -40,9 +40,10 @@ class BinarizedMLP:
         depth: number of hidden layers.
         activation: "binary", "ternary", "decoupled_ternary", "2bit" or "full".
         weight: "real", or "binary" for sign(W) in the hidden layers.
+        gain: initial weights are U(±gain/√num_dim); √3 keeps the variance of ±1 inputs.
 
     Raises:
-        ValueError: a size below one, or an unknown activation or weight.
+        ValueError: a size below one, an unknown activation or weight, or a gain not above zero.
 
     >>> model = BinarizedMLP(num_dim=2, depth=1)
     >>> params = {"layers.0.weight": torch.eye(2), "layers.1.weight": torch.tensor([[1.0, 3.0]])}
@@ -54,6 +55,7 @@ class BinarizedMLP:
     depth: int = 3
     activation: str = "binary"
     weight: str = "real"
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         positive_integer("num_dim", self.num_dim)
@@ -62,6 +64,8 @@ class BinarizedMLP:
             raise ValueError(unknown("activation", self.activation, ACTIVATIONS))
         if self.weight not in WEIGHTS:
             raise ValueError(unknown("weight", self.weight, WEIGHTS))
+        if isinstance(self.gain, bool) or not (0 < self.gain < math.inf):
+            raise ValueError(f"gain is {self.gain!r}: give a finite number above 0.")
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -74,8 +78,8 @@ class BinarizedMLP:
         return activations.create(self.activation)
 
     def initial_params(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weights drawn from U(±1/√num_dim), float32, on the CPU."""
-        bound = 1 / math.sqrt(self.num_dim)
+        """Weights drawn from U(±gain/√num_dim), float32, on the CPU."""
+        bound = self.gain / math.sqrt(self.num_dim)
         rows = [self.num_dim] * self.depth + [1]
         return {
             name: (2 * torch.rand(row, self.num_dim, generator=generator) - 1) * bound

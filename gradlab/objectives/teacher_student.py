@@ -46,6 +46,7 @@ class TeacherStudent:
         depth: number of hidden layers of teacher and student.
         activation: "binary", "ternary", "decoupled_ternary", "2bit" or "full".
         weight: "real" or "binary" (sign(w), without scale; the output layer stays real).
+        gain: teacher and students start from U(±gain/√num_dim).
         device: where inputs, targets and new students live.
 
     Attributes:
@@ -73,9 +74,10 @@ class TeacherStudent:
         depth: int = 3,
         activation: str = "binary",
         weight: str = "real",
+        gain: float = 1.0,
         device: str = "cpu",
     ) -> None:
-        self.model = BinarizedMLP(num_dim, depth, activation, weight)
+        self.model = BinarizedMLP(num_dim, depth, activation, weight, gain)
         positive_integer("batch_size", batch_size)
         _seed("seed", seed)
         _seed("batch", batch)
@@ -102,7 +104,7 @@ class TeacherStudent:
         return self.model.activation_function
 
     def initial_params(self, seed: int) -> Params:
-        """A fresh student: U(±1/√num_dim), from a stream that no teacher uses."""
+        """A fresh student: U(±gain/√num_dim), from a stream that no teacher uses."""
         _seed("seed", seed)
         student = self.model.initial_params(_generator(seed, _STUDENT))
         return {name: tensor.to(self.device) for name, tensor in student.items()}
@@ -139,8 +141,11 @@ class TeacherStudent:
         leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
         total = {name: torch.zeros_like(w) for name, w in params.items()}
         size = len(self.inputs)
-        # Blocks bound the memory of the stored activations and keep them in cache.
-        for a, b in pop.chunks(size, max(1024, 2**18 // self.model.num_dim)):
+        # Blocks bound the memory of the stored activations and keep them in cache. A surrogate that
+        # draws sees the batch whole: its scale may be the extremes of all pre-activations.
+        drawn = hasattr(surrogate, "draw") or hasattr(weight_surrogate, "draw")
+        block = size if drawn else max(1024, 2**18 // self.model.num_dim)
+        for a, b in pop.chunks(size, block):
             outputs = self.model.surrogate_forward(
                 leaves, self.inputs[a:b], surrogate, weight_surrogate
             )

@@ -19,6 +19,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -107,7 +108,7 @@ def annotate(frame: pd.DataFrame) -> pd.DataFrame:
     if "label" not in frame:
         frame["label"] = frame["estimator"]
     frame["label"] = frame["label"].fillna(frame["estimator"]).astype(str)
-    for column in frame.columns[frame.dtypes == object]:
+    for column in [c for c in frame if str(frame[c].dtype) == "object"]:
         frame[column] = [str(v) if isinstance(v, (list, dict)) else v for v in frame[column]]
     for column in frame.columns.intersection(list(MEASUREMENTS)):
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
@@ -134,7 +135,8 @@ def name_curves(frame: pd.DataFrame, apart_from: Sequence[str] = ()) -> pd.Serie
     number = groups.ngroup()
     curves = frame.assign(_curve=number).drop_duplicates("_curve").set_index("_curve")
     labels = frame.groupby(number)["label"].unique()
-    names = {curve: _common_words(list(found)) or str(curves.loc[curve, "estimator"])
+    estimators = curves["estimator"].to_dict()
+    names = {curve: _common_words(list(found)) or str(estimators[curve])
              for curve, found in labels.items()}  # fmt: skip
     result = dict(names)
     for name in set(names.values()):
@@ -157,11 +159,15 @@ def _common_words(labels: list[str]) -> str:
 
 
 def categorical_choices(frame: pd.DataFrame) -> list[str]:
-    """Settings and options that vary and are not numbers: fitness, update order, normalize, …"""
+    """Settings and options that vary and are not numbers: fitness, update order and the like."""
     own = {"surrogate", "population", "layers", "sigma", "epsilon", "passes"}
     names = [*setting_columns(frame), *option_columns(frame)]
-    return [c for c in names if c not in own and frame[c].nunique() > 1
-            and all(isinstance(value, (str, bool)) for value in frame[c].dropna().unique())]  # fmt: skip
+    return [c for c in names if c not in own and _is_choice(frame[c])]
+
+
+def _is_choice(values: pd.Series) -> bool:
+    known = values.dropna().unique()
+    return len(known) > 1 and all(isinstance(value, (str, bool)) for value in known)
 
 
 def conditions_apart_from(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
@@ -278,14 +284,13 @@ def methods(frame: pd.DataFrame) -> pd.DataFrame:
     options = [c for c in ("sigma", "epsilon", "passes") if c in frame]
     columns = ["method", "estimator", "label", "surrogate", "population", *options]
     table = frame[columns].drop_duplicates("method").set_index("method")
-    table["family"] = [
-        family(row.estimator, row.surrogate, row.label) for row in table.itertuples()
-    ]
+    kinds = zip(table["estimator"], table["surrogate"], table["label"], strict=True)
+    table["family"] = [family(*kind) for kind in kinds]
     families = ("cdg", "ste", "rounding", "matched", "local", "nes", "other")
     ranks = {name: rank for rank, name in enumerate(families)}
 
-    def position(method: str) -> tuple[int, int, float, list[object]]:
-        row = table.loc[method]
+    def position(method: str) -> tuple[Any, ...]:
+        row: dict[str, Any] = dict(table.loc[method])
         surrogate = str(row["surrogate"])
         ste = STE_ORDER.index(surrogate) if surrogate in STE_ORDER else len(STE_ORDER)
         size = as_float(row["population"])

@@ -33,7 +33,7 @@ DPI = 200
 BY_KIND = {
     "loss_decrease": ["loss_decrease_groups", "best_loss_decrease", "loss_decrease_by_lr",
                       "hyperparameter", "settings_comparison"],
-    "gradient_quality": ["cosine_by_layer", "cosine_by_forward_passes", "bias_and_variance"],
+    "gradient_quality": ["cosine_by_layer", "cosine_by_forward_passes"],
     "trajectory": ["trajectory"],
 }  # fmt: skip
 """The figures of each kind of study where its spec names none; those that do not apply are left
@@ -50,8 +50,8 @@ class Drawn:
         caption: what it shows, from the docstring of its file.
         note: what its marks mean, with n; written under the figure too.
         files: PNG, SVG and CSV; empty if there was nothing to draw.
+        embedded: the SVG for the report, without the note, which its caption repeats.
         problem: why there was nothing to draw, in one sentence.
-        alt: a short description for those who do not see it.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Drawn:
     caption: str = ""
     note: str = ""
     files: tuple[Path, ...] = ()
+    embedded: bytes = b""
     problem: str = ""
 
     @property
@@ -150,36 +151,53 @@ def draw_one(name: str, study: StoredStudy) -> Drawn:
     """Draw and save one figure; a figure without anything to draw says so in ``problem``."""
     module = load_figure(name)
     headline, _, caption = inspect.cleandoc(module.__doc__ or name).partition("\n\n")
-    words = {"title": " ".join(headline.split()), "caption": " ".join(caption.split())}
+    title, caption = " ".join(headline.split()), " ".join(caption.split())
     absent = [table for table in module.TABLES if table not in study.tables]
     if absent:
-        return Drawn(name, **words, problem=f"this study has no table '{absent[0]}'.")
+        return Drawn(name, title, caption, problem=f"this study has no table '{absent[0]}'.")
     try:
         figure, frame = module.draw({table: study.tables[table] for table in module.TABLES})
     except ValueError as error:
-        return Drawn(name, **words, problem=str(error))
-    stem = study.folder / "figures" / name
-    files = {
-        "png": render(figure, "png", _metadata("png", name, words["title"], study, module.TABLES)),
-        "svg": render(figure, "svg", _metadata("svg", name, words["title"], study, module.TABLES)),
-        "csv": frame.to_csv(index=False).encode(),
+        return Drawn(name, title, caption, problem=str(error))
+    described = {
+        ending: _metadata(ending, name, title, study, module.TABLES) for ending in ("png", "svg")
     }
-    for ending, content in files.items():
-        write_bytes(stem.with_name(f"{name}.{ending}"), content)
-    paths = tuple(stem.with_name(f"{name}.{ending}") for ending in files)
-    return Drawn(name, **words, note=str(frame.attrs.get("note", "")), files=paths)
+    files = {ending: render(figure, ending, facts) for ending, facts in described.items()}
+    files["csv"] = frame.to_csv(index=False).encode()
+    paths = tuple(study.folder / "figures" / f"{name}.{ending}" for ending in files)
+    for path, content in zip(paths, files.values(), strict=True):
+        write_bytes(path, content)
+    note = str(frame.attrs.get("note", ""))
+    embedded = _without_note(figure, files["svg"], described["svg"])
+    return Drawn(name, title, caption, note, paths, embedded)
 
 
-def render(figure: Figure, ending: str, metadata: dict[str, Any]) -> bytes:
+def render(figure: Figure, ending: str, metadata: dict[str, Any], **options: Any) -> bytes:
     """A figure's bytes, the same for the same figure and metadata."""
     import matplotlib as mpl
 
     # Text as outlines: the page looks the same whatever fonts the reader has.
-    settings = {"svg.hashsalt": "gradlab", "svg.fonttype": "path"}
+    settings: dict[Any, Any] = {"svg.hashsalt": "gradlab", "svg.fonttype": "path"}
     buffer = io.BytesIO()
     with mpl.rc_context(settings):
-        figure.savefig(buffer, format=ending, dpi=DPI, metadata=metadata)
+        figure.savefig(buffer, format=ending, dpi=DPI, metadata=metadata, **options)
+    figure.set_layout_engine("none")  # the layout is made once, and stays
     return buffer.getvalue()
+
+
+def _without_note(figure: Figure, svg: bytes, metadata: dict[str, Any]) -> bytes:
+    """The SVG cut off above the note at the figure's foot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    note = next((text for text in figure.texts if text.get_gid() == "note"), None)
+    if note is None:
+        return svg
+    renderer: Any = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    foot = note.get_window_extent(renderer).y1 / figure.dpi
+    width, height = figure.get_size_inches()
+    note.set_visible(False)
+    return render(figure, "svg", metadata, bbox_inches=Bbox([[0, foot], [width, height]]))
 
 
 def _metadata(

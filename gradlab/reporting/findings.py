@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -91,7 +92,7 @@ class Best:
     def vector(self, condition: str, num_dim: int, method: str, fresh: bool = False) -> pd.Series:
         """The decrease of every init; empty where it was not measured."""
         wide = self.wide["loss_decrease_fresh" if fresh else "loss_decrease"]
-        key = (condition, num_dim, method)
+        key: Any = (condition, num_dim, method)
         return wide.loc[key] if key in wide.index else pd.Series(dtype=float)
 
     def num_dims(self, condition: str) -> list[int]:
@@ -106,7 +107,8 @@ class Best:
 
     def ranking(self, condition: str, num_dim: int) -> list[str]:
         """Methods by mean decrease, best first."""
-        wide = self.wide["loss_decrease"].loc[condition].loc[num_dim]
+        key: Any = (condition, num_dim)
+        wide: Any = self.wide["loss_decrease"].loc[key]
         return list(wide.mean(axis=1).sort_values(ascending=False, kind="stable").index)
 
     def share(self, condition: str, num_dim: int, method: str) -> dict[str, float]:
@@ -191,7 +193,8 @@ def winners(best: Best, condition: str) -> list[Finding]:
             f"{interval(float(low), float(high))}{at_num_dim([last])} ({sample(n)}).")  # fmt: skip
     if n >= summaries.LEAST_INITS and len(best.ranking(condition, last)) > 1:
         if len(certain) == len(num_dims):
-            text += " Its lead over the runner-up is resolved" + (" everywhere." if len(num_dims) > 1 else ".")
+            everywhere = " everywhere" if len(num_dims) > 1 else ""
+            text += f" Its lead over the runner-up is resolved{everywhere}."
         elif certain:
             text += f" The lead over the runner-up is resolved{at_num_dim(certain)} only."
         else:
@@ -200,13 +203,13 @@ def winners(best: Best, condition: str) -> list[Finding]:
 
 
 def _shares(best: Best, condition: str, num_dim: int, methods: list[str]) -> list[str]:
-    """``name 94 % [91, 97]`` for each method, the best first; at most six."""
+    """``94 % [91, 97] (name)`` for each method, the best first; at most six."""
     found = [(method, best.share(condition, num_dim, method)) for method in methods]
     known = [(m, s) for m, s in found if s["ratio"] == s["ratio"]]
     known.sort(key=lambda pair: -pair[1]["ratio"])
     if len(known) > 6:
         known = [*known[:4], *known[-2:]]
-    return [f"{method} {percent(share)}" for method, share in known]
+    return [f"{percent(share)} ({method})" for method, share in known]
 
 
 def _n(best: Best, condition: str, num_dim: int) -> int:
@@ -222,8 +225,8 @@ def _kept(best: Best, condition: str, methods: list[str], opening: str) -> str:
     shares = _shares(best, condition, last, methods)
     if not shares:
         return ""
-    text = (f"{opening.format(at_num_dim([last]))}: {listed(shares)} "
-            f"({sample(_n(best, condition, last))}, paired).")  # fmt: skip
+    text = (f"{opening.format(at_num_dim([last]))} {listed(shares)}; "
+            f"{sample(_n(best, condition, last))}, paired.")  # fmt: skip
     small = _shares(best, condition, first, methods)
     if first != last and len(small) == 1:
         text += f" At num_dim {first}: {small[0]}."
@@ -288,7 +291,8 @@ def unresolved(best: Best, condition: str) -> list[Finding]:
     if n < summaries.LEAST_INITS:
         return []
     if not equal:
-        return [Finding("Resolved", f"Every estimator's difference from CDG is resolved ({sample(n)}).")]
+        text = f"Every estimator's difference from CDG is resolved ({sample(n)})."
+        return [Finding("Resolved", text)]
     ordered = [m for m in best.known.index if m in equal]
     names = [f"{method}{at_num_dim(equal[method])}" for method in ordered]
     return [Finding("Not resolved", "The paired difference from CDG includes zero for "
@@ -315,7 +319,8 @@ def learning_rates(best: Best) -> list[Finding]:
     text += f", on a grid of {grid.nunique()} from {lr(grid.min())} to {lr(grid.max())}."
     edge = best.lrs[best.lrs["edge"] != ""]
     if len(edge):
-        named = [f"{m}{at_num_dim(list(g['num_dim']))}" for m, g in edge.groupby("method", sort=False)]
+        named = [f"{method}{at_num_dim(list(rows['num_dim']))}"
+                 for method, rows in edge.groupby("method", sort=False)]  # fmt: skip
         shown = [*named[:5], f"{len(named) - 5} more"] if len(named) > 6 else named
         text += f" It is at the edge of the grid for {listed(shown)}: widen the grid there."
     return [Finding("Learning rate", text)]

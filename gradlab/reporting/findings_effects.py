@@ -6,7 +6,7 @@ import pandas as pd
 
 from gradlab.reporting import columns, summaries
 from gradlab.reporting.findings import Finding
-from gradlab.reporting.wording import at_num_dim, listed, number, percent, sample
+from gradlab.reporting.wording import at_num_dim, listed, percent, sample
 
 
 def write(frame: pd.DataFrame) -> list[Finding]:
@@ -22,7 +22,7 @@ def write(frame: pd.DataFrame) -> list[Finding]:
 
 
 def _vectors(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """Decrease at the best lr: one row per panel, curve and value of ``axis``, a column per init."""
+    """Decrease at the best lr, by panel, curve and value of ``axis``; one column per init."""
     frame = frame.assign(
         curve=columns.name_curves(frame, [axis]),
         panel=columns.conditions_apart_from(frame, [axis]),
@@ -51,8 +51,8 @@ def _scale(frame: pd.DataFrame, scale: str) -> list[Finding]:
         means = rows.mean(axis=1)
         best = float(means.idxmax())
         gaps = {float(v): summaries.difference(rows.loc[best], rows.loc[v]) for v in rows.index}
-        equal = [number(v, 2) for v, gap in gaps.items()
-                 if v != best and gap["n"] >= summaries.LEAST_INITS and not summaries.resolved(gap)]  # fmt: skip
+        known = {v: gap for v, gap in gaps.items() if gap["n"] >= summaries.LEAST_INITS}
+        equal = [f"{v:g}" for v, gap in known.items() if v != best and not summaries.resolved(gap)]
         words = f"{best:g}"
         if best in (min(gaps), max(gaps)):
             words += ", the edge of the grid,"
@@ -63,13 +63,14 @@ def _scale(frame: pd.DataFrame, scale: str) -> list[Finding]:
         return []
     parts = [f"{words} for {listed(named)}" + (f" ({panel})" if panel else "")
              for (panel, words), named in answers.items()]  # fmt: skip
-    text = f"The {symbol} with the largest best decrease{at_num_dim(frame['num_dim'])} is "
+    text = f"The {symbol} with the largest best decrease{at_num_dim(list(frame['num_dim']))} is "
     return [Finding(f"Choice of {symbol}", f"{text}{'; '.join(parts)} ({sample(_inits(frame))}).")]
 
 
 def _choice(frame: pd.DataFrame, choice: str) -> list[Finding]:
-    parts, last = [], at_num_dim(frame["num_dim"])
-    for (panel, curve), wide in _vectors(frame, choice).groupby(level=["panel", "curve"], sort=False):
+    parts, last = [], at_num_dim(list(frame["num_dim"]))
+    vectors = _vectors(frame, choice)
+    for (panel, curve), wide in vectors.groupby(level=["panel", "curve"], sort=False):
         if len(wide) < 2:
             continue
         means = wide.mean(axis=1)

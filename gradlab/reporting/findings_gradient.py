@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from gradlab.reporting import columns, published, summaries
@@ -23,19 +26,18 @@ def gradient_quality(table: pd.DataFrame) -> list[Finding]:
     reference = frame["reference"].iloc[0]
     first = means.query("condition == @conditions[0] and reference == @reference")
     here = first[first["num_dim"] == first["num_dim"].max()]
-    place = at_num_dim(here["num_dim"])
+    place = at_num_dim(list(here["num_dim"]))
     under = f" ({conditions[0]})" if len(conditions) > 1 else ""
     chosen = frame.query("condition == @conditions[0] and reference == @reference")
     chosen = chosen[chosen["num_dim"] == here["num_dim"].max()]
-    found = [
+    return [
         *_reference(chosen, str(reference), place + under),
         *_layers(here, chosen, place + under),
         *_blind(here, place + under),
-        *_bits(frame, means),
+        *_bits(frame),
         *_error(chosen, place + under),
         *_against_published(table),
     ]
-    return found
 
 
 def _layer_list(rows: pd.DataFrame) -> list[str]:
@@ -63,25 +65,28 @@ def _layers(here: pd.DataFrame, frame: pd.DataFrame, place: str) -> list[Finding
     layers = _layer_list(here)
     wide = here.pivot(index="method", columns="layer", values="mean")
     known = columns.methods(frame)
-    cost = frame.groupby("method")["forward_passes"].mean() if "forward_passes" in frame else None
+    cost: dict[Any, float] = {}
+    if "forward_passes" in frame:
+        cost = frame.groupby("method")["forward_passes"].mean().to_dict()
     lines = []
     for method in known.index:
         if method not in wide.index or (known.loc[method, "family"] == "cdg"
                                         and wide.loc[method, layers].min() > 0.999):  # fmt: skip
             continue
         values = "/".join(cosine(wide.loc[method, layer]) for layer in layers)
-        said = "pass" in method or cost is None
+        said = "pass" in method or method not in cost
         price = "" if said else f" ({passes(cost[method])})"
         lines.append((wide.loc[method, layers[0]], f"{method}{price} {values}"))
     if not lines:
         return []
     lines.sort(key=lambda line: -line[0])
-    shown = [text for _, text in (lines if len(lines) <= 8 else [*lines[:5], *lines[-3:]])]
+    shown = [text for _, text in (lines if len(lines) <= 6 else [*lines[:4], *lines[-2:]])]
     n = int(here["n"].max())
+    which = "best first layer first" if len(lines) <= 6 else "the best and the worst in the first"
     head = "layer " + columns.layer_name(layers[0])
     if len(layers) > 1:
         head = f"layers {columns.layer_name(layers[0])} to {columns.layer_name(layers[-1])}"
-    text = f"Cosines in {head}{place}, best first layer first: {'; '.join(shown)} ({sample(n)})."
+    text = f"Cosines in {head}{place}, {which}: {'; '.join(shown)} ({sample(n)})."
     found = [Finding("Direction", text)]
     if len(layers) > 1 and len(wide) > 1:
         worst = wide[layers].idxmin(axis=1)
@@ -105,34 +110,38 @@ def _blind(here: pd.DataFrame, place: str) -> list[Finding]:
          "the direction cannot be told from a random one for"),
         ("Wrong way", first[first["high"] < 0], "the direction points away from the reference for"),
     ):  # fmt: skip
-        names = [
-            f"{row['method']} ({cosine(row['mean'])} [{cosine(row['low'])}, {cosine(row['high'])}])"
-            for _, row in rows.iterrows()
-        ]
+        names = [f"{row['method']} ({_with_interval(row)})" for row in rows.to_dict("records")]
         if names:
             found.append(Finding(lead, f"{layer} {words} {listed(names)} ({n})."))
     return found
 
 
-def _bits(frame: pd.DataFrame, means: pd.DataFrame) -> list[Finding]:
+def _with_interval(row: Mapping[Any, Any]) -> str:
+    ci = "" if pd.isna(row["low"]) else f" [{cosine(row['low'])}, {cosine(row['high'])}]"
+    return cosine(row["mean"]) + ci
+
+
+def _bits(frame: pd.DataFrame) -> list[Finding]:
     """How the mismatch shrinks with more activation bits."""
     if "activation" not in frame or frame["activation"].nunique() < 2:
         return []
     rows = frame[frame["num_dim"] == frame["num_dim"].max()]
-    rows = rows[rows["layer"] == ("all" if (rows["layer"] == "all").any() else rows["layer"].iloc[0])]
+    layer = "all" if (rows["layer"] == "all").any() else rows["layer"].iloc[0]
+    rows = rows[rows["layer"] == layer]
     known = columns.methods(frame)
     chosen = [m for m in known.index if known.loc[m, "family"] in ("ste", "matched")][:1]
     chosen = chosen or [known.index[0]]
     table = summaries.over_inits(rows[rows["method"] == chosen[0]], ["activation"], "cosine")
-    table = table.set_index("activation")
-    names = [a for a in columns.ACTIVATIONS if a in table.index]
-    values = [f"{a} {cosine(table.loc[a, 'mean'])}"
-              + ("" if pd.isna(table.loc[a, "low"]) else
-                 f" [{cosine(table.loc[a, 'low'])}, {cosine(table.loc[a, 'high'])}]")
-              for a in names]  # fmt: skip
+    measured = {row["activation"]: row for row in table.to_dict("records")}
+    values = [
+        f"{name} {_with_interval(measured[name])}"
+        for name in columns.ACTIVATIONS
+        if name in measured
+    ]
     n = int(table["n"].max())
-    return [Finding("Activation bits", f"Cosine of {chosen[0]} over all layers"
-                    f"{at_num_dim(rows['num_dim'])}: {listed(values)} ({sample(n)}).")]  # fmt: skip
+    place = at_num_dim(list(rows["num_dim"]))
+    text = f"Cosine of {chosen[0]} over all layers{place}: {listed(values)} ({sample(n)})."
+    return [Finding("Activation bits", text)]
 
 
 def _error(frame: pd.DataFrame, place: str) -> list[Finding]:
@@ -143,7 +152,8 @@ def _error(frame: pd.DataFrame, place: str) -> list[Finding]:
     rows = frame[frame["layer"] == "all"] if (frame["layer"] == "all").any() else frame
     table = rows.groupby("method")[needed].mean()
     table = table.loc[[m for m in columns.methods(frame).index if m in table.index]].dropna()
-    biased = [m for m, row in table.iterrows() if row["relative_bias"] ** 2 > row["relative_variance"]]
+    larger = table["relative_bias"] > table["relative_variance"]
+    biased = [method for method in table.index if larger[method]]
     noisy = [m for m in table.index if m not in biased]
     parts = []
     if biased:

@@ -61,8 +61,10 @@ def _winners(rows: pd.DataFrame) -> str:
         led.setdefault(ranked[0], []).append(num_dim)
         best = wide.loc[ranked[0]]
         low, high = summaries.mean_interval(best)
-        detail = (f" {ranked[0]} ends{at_num_dim([num_dim])} at {number(best.mean())}"
-                  f"{interval(float(low), float(high))} ({sample(best.notna().sum())})")  # fmt: skip
+        ci = interval(float(low), float(high))
+        place = at_num_dim([num_dim]).strip().capitalize()
+        detail = (f" {place}{', ' if place else ''}{ranked[0]} ends at {number(best.mean())}{ci} "
+                  f"({sample(best.notna().sum())})")  # fmt: skip
         if len(ranked) > 1:
             second = wide.loc[ranked[1]]
             gap = summaries.difference(second, best)

@@ -20,7 +20,7 @@ import pandas as pd
 
 from gradlab.reporting import findings, published, tables
 from gradlab.reporting.drawing import Drawn, draw_figures
-from gradlab.reporting.page_tables import Grid, grids, published_grid
+from gradlab.reporting.page_tables import grids, published_grids
 from gradlab.reporting.stored import StoredStudy, load
 from gradlab.reporting.toml import dumps
 from gradlab.reporting.wording import count
@@ -68,7 +68,19 @@ def render(study: StoredStudy, figures: Sequence[Drawn]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["together"] = together
     return environment.get_template("report.html.j2").render(**context(study, figures))
+
+
+def together(text: str) -> str:
+    r"""Spaces inside ``n = 3``, ``94 %``, ``num_dim 32`` and after a label made unbreakable.
+
+    >>> together("94 % (n = 3 inits)").count("\xa0")
+    3
+    """
+    pattern = (r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<=\bn =) (?=\d)|(?<=num_dim) (?=\d)"
+               r"|(?<=NES) (?=\d)")  # fmt: skip
+    return re.sub(pattern, "\u00a0", text)
 
 
 def context(study: StoredStudy, figures: Sequence[Drawn]) -> dict[str, Any]:
@@ -79,7 +91,7 @@ def context(study: StoredStudy, figures: Sequence[Drawn]) -> dict[str, Any]:
     said = findings.write(study.tables) if study.tables else []
     return {
         "title": spec.get("title") or study.name,
-        "description": [p.strip() for p in str(spec.get("description") or "").split("\n\n") if p.strip()],
+        "description": [p for p in str(spec.get("description") or "").split("\n\n") if p.strip()],
         "name": study.name,
         "kind": study.kind.replace("_", " "),
         "version": study.version,
@@ -90,7 +102,7 @@ def context(study: StoredStudy, figures: Sequence[Drawn]) -> dict[str, Any]:
         "figures": [_figure(figure) for figure in figures if figure.files],
         "skipped": [figure for figure in figures if figure.problem],
         "grids": grids(summary),
-        "published": published_grid(comparison),
+        "published": published_grids(comparison),
         "verdicts": Counter(comparison["verdict"]) if len(comparison) else Counter(),
         "rule": published.RULE,
         "run": _what_was_run(study),
@@ -119,9 +131,10 @@ def _facts(study: StoredStudy) -> list[str]:
     seconds = sum(float(cell["provenance"].get("seconds") or 0) for cell in study.done)
     if seconds:
         found.append(f"{duration(seconds)} of computing")
-    started = sorted(c["provenance"]["started"] for c in study.done if c["provenance"].get("started"))
-    if started:
-        found.append(datetime.datetime.fromisoformat(started[-1]).strftime("%-d %B %Y"))
+    started = [str(cell["provenance"].get("started") or "") for cell in study.done]
+    if any(started):
+        day = datetime.datetime.fromisoformat(max(started))
+        found.append(f"{day.day} {day:%B %Y}")
     return [*found, f"gradlab {study.version}"]
 
 
@@ -162,7 +175,7 @@ def _state(study: StoredStudy) -> dict[str, Any]:
 
 def _figure(figure: Drawn) -> dict[str, Any]:
     files = {path.suffix[1:]: path for path in figure.files}
-    svg = files["svg"].read_bytes()
+    svg = figure.embedded
     size = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
     width, height = (float(size[1]), float(size[2])) if size else (640.0, 480.0)
     kind, content = ("svg+xml", svg)
@@ -187,10 +200,10 @@ def _what_was_run(study: StoredStudy) -> list[tuple[str, str]]:
     rows = [("study", study.kind.replace("_", " "))]
     rows += [(key, _words(spec[key])) for key in ("objective", "student", "settings")
              if spec.get(key)]  # fmt: skip
-    rows += [("estimators", "; ".join(_words(entry) for entry in spec["estimators"]))] if spec.get(
-        "estimators") else []  # fmt: skip
-    rows += [(key, str(spec[key])) for key in ("inits", "batches", "seed", "threads") if key in spec]
-    return rows
+    estimators = "; ".join(_words(entry) for entry in spec.get("estimators") or [])
+    rows += [("estimators", estimators)] if estimators else []
+    counts = ("inits", "batches", "seed", "threads")
+    return rows + [(key, str(spec[key])) for key in counts if key in spec]
 
 
 def _words(entry: Any) -> str:
@@ -215,7 +228,8 @@ def _plain(value: Any) -> str:
 def _environment(study: StoredStudy) -> list[tuple[str, str]]:
     """Where it ran: the machine and versions, and a word if cells differ in them."""
     known = study.environment
-    rows = [(key, str(known[key])) for key in ("machine", "system", "python", "torch") if known.get(key)]
+    plain = ("machine", "system", "python", "torch")
+    rows = [(key, str(known[key])) for key in plain if known.get(key)]
     if known.get("accelerators"):
         rows.append(("accelerators", ", ".join(map(str, known["accelerators"]))))
     if known.get("memory_bytes"):
@@ -251,9 +265,9 @@ def _run_command(study: StoredStudy) -> str:
 
 def _commands(study: StoredStudy) -> list[tuple[str, str]]:
     run = _run_command(study)
-    saved = run.endswith(".toml")
-    what = ("run it, after saving the specification below as "
-            f"{study.name}.toml" if saved else "run it; only what is missing is computed")  # fmt: skip
+    what = "run it; only what is missing is computed"
+    if run.endswith(".toml"):
+        what = f"run it, after saving the specification below as {study.name}.toml"
     return [
         (run, what),
         (f"gradlab figures {study.address}", "draw the figures again from the stored tables"),
@@ -286,6 +300,3 @@ def _files(study: StoredStudy) -> list[tuple[str, str]]:
     folder = study.folder / "tables"
     order: Iterable[Path] = sorted(folder.glob("*.*")) if folder.is_dir() else []
     return [(path.name, f"tables/{path.name}") for path in order if path.suffix != ".part"]
-
-
-__all__ = ["Grid", "context", "duration", "render", "write"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -30,12 +31,20 @@ class Grid:
         note: a sentence under it.
         header: (name, is it a number) of each column.
         rows: the entries.
+        keys: how many columns stand before the estimator's name.
     """
 
     title: str
     note: str = ""
     header: list[tuple[str, bool]] = field(default_factory=list)
     rows: list[list[Entry]] = field(default_factory=list)
+    keys: int = 0
+
+    @property
+    def breaks(self) -> set[int]:
+        """The rows before which something other than the estimator changes."""
+        names = [[entry.text for entry in row[: self.keys]] for row in self.rows]
+        return {i for i in range(1, len(names)) if names[i] != names[i - 1]}
 
 
 def grids(summary: Mapping[str, pd.DataFrame]) -> list[Grid]:
@@ -45,18 +54,19 @@ def grids(summary: Mapping[str, pd.DataFrame]) -> list[Grid]:
         "gradient_quality": _gradient_quality,
         "trajectory": _trajectory,
     }
-    return [grid for name, make in makers.items() if name in summary for grid in make(summary[name])]
+    present = [(make, summary[name]) for name, make in makers.items() if name in summary]
+    return [grid for make, frame in present for grid in make(frame)]
 
 
 def _num(value: float, show: Callable[[float], str] = number, style: str = "") -> Entry:
-    known = value is not None and math.isfinite(value)
+    known = math.isfinite(float(value))
     return Entry(show(value) if known else "–", float(value) if known else -math.inf, style)
 
 
 def _ci(mean: float, low: float, high: float, show: Callable[[float], str] = number,
         style: str = "") -> Entry:  # fmt: skip
     entry = _num(mean, show, style)
-    if pd.isna(low):
+    if math.isnan(low):
         return entry
     ci = interval(low, high) if show is number else f" [{show(low)}, {show(high)}]"
     return Entry(entry.text + ci, entry.sort, style)
@@ -74,9 +84,13 @@ def _keys(frame: pd.DataFrame) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _key_entries(row: pd.Series, keys: list[tuple[str, str, bool]]) -> list[Entry]:
+def _word(value: Any) -> Entry:
+    return Entry(str(value), str(value))
+
+
+def _key_entries(row: Mapping[Any, Any], keys: list[tuple[str, str, bool]]) -> list[Entry]:
     return [
-        _num(float(row[column]), columns.text) if numeric else Entry(str(row[column]), str(row[column]))
+        _num(float(row[column]), columns.text) if numeric else _word(row[column])
         for column, _, numeric in keys
     ]
 
@@ -84,28 +98,39 @@ def _key_entries(row: pd.Series, keys: list[tuple[str, str, bool]]) -> list[Entr
 def _loss_decrease(frame: pd.DataFrame) -> list[Grid]:
     keys = _keys(frame)
     top = frame.groupby(["condition", "num_dim"])["loss_decrease"].transform("max")
-    costs = [c for c in ("forward_passes", "backward_passes", "seconds") if c in frame]
     header = [(heading, numeric) for _, heading, numeric in keys]
     header += [("best lr", True), ("loss decrease", True)]
     header += [("on an unseen batch", True)] if "fresh" in frame else []
-    header += [(c.replace("_", " "), True) for c in costs] + [("n", True)]
+    header += [("passes", True)] if "forward_passes" in frame else []
+    header += [("seconds", True)] if "seconds" in frame else []
+    header += [("n", True)]
     rows = []
-    for index, row in frame.iterrows():
-        first = "best" if row["loss_decrease"] == top[index] else ""
-        edge = " ⚠" if row["edge"] else ""
+    for row, most in zip(frame.to_dict("records"), top, strict=True):
+        first = "best" if row["loss_decrease"] == most else ""
+        edge, warning = ("edge", " ⚠") if row["edge"] else ("", "")
         entries = _key_entries(row, keys)
-        entries.append(Entry(lr(row["best_lr"]) + edge, float(row["best_lr"]), "edge" if edge else ""))
+        entries.append(Entry(lr(row["best_lr"]) + warning, float(row["best_lr"]), edge))
         entries.append(_ci(row["loss_decrease"], row["low"], row["high"], style=first))
         if "fresh" in frame:
             entries.append(_ci(row["fresh"], row["fresh_low"], row["fresh_high"]))
-        entries += [_num(row[c], _cost if c != "seconds" else number) for c in costs]
+        entries += [_passes(row)] if "forward_passes" in frame else []
+        entries += [_num(row["seconds"])] if "seconds" in frame else []
         rows.append([*entries, _num(row["n"], columns.text)])
-    note = ("Mean over inits of the loss decrease (MSE) of one step, at the lr that is best on the "
-            "mean, with its 95 % bootstrap CI; bold: the largest of its num_dim; seconds per "
-            "estimate on this machine.")  # fmt: skip
+    note = (
+        "Mean over inits of the loss decrease (MSE) of one step, at the lr that is best on the "
+        "mean, with its 95 % bootstrap CI; bold: the largest of its num_dim. Passes over the "
+        "batch are forward, + backward; seconds are per estimate on the machine below."
+    )
     if (frame["edge"] != "").any():
         note += " ⚠ the best lr is the end of the grid, so a better one may lie beyond."
-    return [Grid("Best loss decrease", note, header, rows)]
+    return [Grid("Best loss decrease", note, header, rows, len(keys) - 1)]
+
+
+def _passes(row: Mapping[Any, Any]) -> Entry:
+    forward = _num(row["forward_passes"], _cost)
+    backward = row.get("backward_passes", 0)
+    more = f" + {_cost(backward)}" if backward and backward == backward else ""
+    return Entry(forward.text + more, forward.sort)
 
 
 def _cost(value: float) -> str:
@@ -117,31 +142,32 @@ def _gradient_quality(frame: pd.DataFrame) -> list[Grid]:
     keys = _keys(frame)
     names = [column for column, _, _ in keys]
     layers = columns.layer_order(frame["layer"])
-    costs = [c for c in ("forward_passes", "seconds") if c in frame]
     more = [c for c in ("relative_bias", "relative_variance", "split_half_cosine") if c in frame]
     header = [(heading, numeric) for _, heading, numeric in keys]
     for layer in layers:
         name = columns.layer_name(layer)
         header.append(("all layers" if name == "all" else f"layer {name}", True))
-    header += [(c.replace("_", " "), True) for c in [*more, *costs]] + [("n", True)]
+    header += [(c.replace("_", " "), True) for c in more]
+    header += [("passes", True)] if "forward_passes" in frame else []
+    header += [("seconds", True)] if "seconds" in frame else []
+    header += [("n", True)]
     rows = []
     for _, group in frame.groupby(names, sort=False, dropna=False):
-        by_layer = group.set_index("layer")
-        entries = _key_entries(group.iloc[0], keys)
+        by_layer = {row["layer"]: row for row in group.to_dict("records")}
+        one = next(iter(by_layer.values()))
+        entries = _key_entries(one, keys)
         for layer in layers:
-            if layer in by_layer.index:
-                cell = by_layer.loc[layer]
-                entries.append(_ci(cell["cosine"], cell["low"], cell["high"], cosine))
-            else:
-                entries.append(_num(math.nan))
-        whole = by_layer.loc["all"] if "all" in by_layer.index else group[more].mean()
+            cell = by_layer.get(layer, dict.fromkeys(("cosine", "low", "high"), math.nan))
+            entries.append(_ci(cell["cosine"], cell["low"], cell["high"], cosine))
+        whole = by_layer.get("all", group[more].mean().to_dict())
         entries += [_num(whole[c]) for c in more]
-        entries += [_num(group[c].mean(), _cost if c != "seconds" else number) for c in costs]
+        entries += [_passes(one)] if "forward_passes" in frame else []
+        entries += [_num(group["seconds"].mean())] if "seconds" in frame else []
         rows.append([*entries, _num(group["n"].max(), columns.text)])
     note = "Mean cosine to the reference over inits with its 95 % bootstrap CI."
     if more:
         note += " Bias, variance and split-half cosine are over all layers."
-    return [Grid("Cosine to the reference, layer by layer", note, header, rows)]
+    return [Grid("Cosine to the reference, layer by layer", note, header, rows, len(keys) - 1)]
 
 
 def _trajectory(frame: pd.DataFrame) -> list[Grid]:
@@ -153,36 +179,38 @@ def _trajectory(frame: pd.DataFrame) -> list[Grid]:
     header += [(c.replace("_", " "), True) for c in spent] + [("diverged", True), ("n", True)]
     least = frame.groupby(["budget", "condition", "num_dim"])["final_loss"].transform("min")
     rows = []
-    for index, row in frame.iterrows():
-        first = "best" if row["final_loss"] == least[index] else ""
-        budget = str(row["budget"]).replace("_", " ")
-        entries = [Entry(budget, budget), *_key_entries(row, keys)]
+    for row, lowest in zip(frame.to_dict("records"), least, strict=True):
+        first = "best" if row["final_loss"] == lowest else ""
+        entries = [_word(str(row["budget"]).replace("_", " ")), *_key_entries(row, keys)]
         entries.append(_ci(row["final_loss"], row["low"], row["high"], style=first))
         if "final_loss_fresh" in frame:
             entries.append(_num(row["final_loss_fresh"]))
         entries += [_num(row[c], _cost if c != "seconds" else number) for c in spent]
         rows.append([*entries, _num(row["diverged"], columns.text), _num(row["n"], columns.text)])
-    note = ("Loss (MSE) where the budget ends: mean over inits with its 95 % bootstrap CI; bold: the "
-            "lowest of its budget and num_dim.")  # fmt: skip
-    return [Grid("Where each budget ends", note, header, rows)]
+    note = (
+        "Loss (MSE) where the budget ends: mean over inits with its 95 % bootstrap CI; bold: the "
+        "lowest of its budget and num_dim."
+    )
+    return [Grid("Where each budget ends", note, header, rows, len(keys))]
 
 
-def published_grid(comparison: pd.DataFrame) -> Grid | None:
-    """Published numbers beside ours; None where there are none."""
-    if comparison.empty:
-        return None
-    header = [("number", False), ("published", True), ("ours", True), ("n", True), ("verdict", False)]
-    rows = []
-    for _, row in comparison.iterrows():
-        sign = "≥ " if row["at_least"] else ""
-        verdict = str(row["verdict"])
-        ours = Entry("–", -math.inf)
-        if verdict != "NOT RUN":
-            ours = _ci(row["ours"], row["low"], row["high"], published.digits)
-        rows.append([
-            Entry(f"{row['what']} ({row['source']})", str(row["what"])),
-            Entry(sign + published.digits(row["published"]), float(row["published"])),
-            ours, _num(row["n"], columns.text),
-            Entry(verdict, verdict, verdict.lower().replace(" ", "-")),
-        ])  # fmt: skip
-    return Grid("Published and ours", published.RULE, header, rows)
+def published_grids(comparison: pd.DataFrame) -> list[Grid]:
+    """Published numbers beside ours, one table per source."""
+    header = [("number", False), ("published", True), ("ours", True), ("n", True),
+              ("verdict", False)]  # fmt: skip
+    found = []
+    for source, group in comparison.groupby("source", sort=False) if len(comparison) else ():
+        rows = []
+        for row in group.to_dict("records"):
+            sign, verdict = "≥ " if row["at_least"] else "", str(row["verdict"])
+            ours = Entry("–", -math.inf)
+            if verdict != "NOT RUN":
+                ours = _ci(row["ours"], row["low"], row["high"], published.digits)
+            rows.append([
+                _word(row["what"]),
+                Entry(sign + published.digits(row["published"]), float(row["published"])),
+                ours, _num(row["n"], columns.text),
+                Entry(verdict, verdict, verdict.lower().replace(" ", "-")),
+            ])  # fmt: skip
+        found.append(Grid(str(source), published.RULE, header, rows))
+    return found

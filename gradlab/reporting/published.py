@@ -16,9 +16,11 @@ import pandas as pd
 
 from gradlab.reporting import columns, summaries
 
-RULE = ("PASS: the published value lies in our 95 % CI over inits widened by 0.02 on either side, or, "
-        "where a lower bound is given (≥), our mean reaches it. Published values come from networks "
-        "whose seeds are not known.")  # fmt: skip
+RULE = (
+    "PASS: the published value lies in our 95 % CI over inits widened by 0.02 on either side, or, "
+    "where a lower bound is given (≥), our mean reaches it. Published values come from networks "
+    "whose seeds are not known."
+)
 BINARYDUO = "Kim et al., BinaryDuo, ICLR 2020 (32/32/32, one million examples, ε = 0.1)"
 TARGET = "gradlab's target (num_dim 32, batch 160,000, σ = 0.1)"
 

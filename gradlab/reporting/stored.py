@@ -45,7 +45,7 @@ class StoredStudy:
 
     @property
     def kind(self) -> str:
-        """What was measured: loss_decrease, gradient_quality, …"""
+        """What was measured, such as loss_decrease."""
         return str(self.spec.get("study") or next(iter(self.tables), ""))
 
     @property

@@ -43,7 +43,7 @@ def resampling_weights(n: int, seed: int = 0) -> Array:
     else:
         draws = np.random.default_rng([seed, n]).integers(0, n, size=(RESAMPLES, n))
     counts = (draws[:, :, None] == np.arange(n)).sum(axis=1)
-    weights = counts / n
+    weights: Array = counts / n
     weights.setflags(write=False)
     return weights
 
@@ -172,7 +172,9 @@ def paired(one: ArrayLike, other: ArrayLike) -> tuple[Array, Array]:
     return a[both], b[both]
 
 
-def ratio(one: ArrayLike, other: ArrayLike, level: float = LEVEL, seed: int = 0) -> dict[str, float]:
+def ratio(
+    one: ArrayLike, other: ArrayLike, level: float = LEVEL, seed: int = 0
+) -> dict[str, float]:
     """Mean of ``one`` over mean of ``other``, paired by init, with its bootstrap interval.
 
     Both means are taken over the same resampled inits, so what an init has in common cancels.

@@ -39,9 +39,12 @@ def percent(share: Mapping[str, float]) -> str:
 
     >>> percent({"ratio": 0.94, "low": 0.91, "high": 0.97})
     '94 % [91, 97]'
+    >>> percent({"ratio": 0.94, "low": math.nan, "high": math.nan})
+    '94 %'
     """
     shown = [100 * share[key] for key in ("ratio", "low", "high")]
-    close = any(math.isfinite(v) and (abs(v) < 10 or 95 < v < 105 and v != 100) for v in shown)
+    # A narrow interval, or a value near zero or one hundred, deserves a decimal.
+    close = shown[2] - shown[1] < 3 or abs(shown[0]) < 5 or 0 < abs(shown[0] - 100) < 3
     mean, low, high = (f"{v:.1f}" if close else f"{v:.0f}" for v in shown)
     return f"{mean} %" + (f" [{low}, {high}]" if all(map(math.isfinite, shown)) else "")
 

@@ -71,11 +71,16 @@ class Cell:
 def describe(value: Any) -> str:
     """A value the way a person would type it on the command line.
 
-    >>> describe([500, 5000]), describe(1e-05), describe("fresh"), describe(None), describe(True)
-    ('[500, 5000]', '1e-05', 'fresh', 'none', 'true')
+    >>> describe([500, 5000]), describe(1e-05), describe(None), describe(True)
+    ('[500, 5000]', '1e-05', 'none', 'true')
+    >>> describe({"name": "swish_sign", "beta": 5.0})
+    'swish_sign beta=5'
     """
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(describe(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        options = [f"{key}={describe(item)}" for key, item in value.items() if key != "name"]
+        return " ".join([str(value.get("name", "")), *options]).strip()
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -20,7 +20,6 @@ from gradlab.sweep import spec as specs
 from gradlab.sweep.cells import SCHEMA, Cell, title
 from gradlab.sweep.spec import Spec
 
-STUDENT_STATES = ("fresh", "converged")
 MOST_CELLS = 1_000_000
 
 
@@ -104,22 +103,39 @@ def _objectives(spec: Spec) -> list[dict[str, Any]]:
     except ValueError as error:
         raise spec.error(f"objective.name: {error}") from None
     # The study gives every cell its own seed and batch.
-    valid = [option for option in valid if option not in ("seed", "batch")]
+    replicate = {option: 0 for option in ("seed", "batch") if option in valid}
+    valid = [option for option in valid if option not in replicate]
     defaults = {key: value for key, value in defaults.items() if key in valid}
-    return [
-        {"name": name, **entry}
-        for entry in _entries(spec, "objective", spec.objective, valid, defaults, ())
-    ]
+    found = []
+    for options in _entries(spec, "objective", spec.objective, valid, defaults, ()):
+        try:
+            objectives.create(name, **_small(options), **replicate)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise spec.error(f"objective: {error}") from None
+        found.append({"name": name, **options})
+    return found
+
+
+def _small(options: dict[str, Any]) -> dict[str, Any]:
+    """An objective's options with one example, so that checking them costs nothing."""
+    size = options.get("batch_size")
+    valid = isinstance(size, int) and not isinstance(size, bool) and size > 1
+    return {**options, "batch_size": 1} if valid else options
 
 
 def _students(spec: Spec) -> list[dict[str, Any]]:
-    entries = _entries(spec, "student", spec.student, ["state"], {"state": "fresh"}, ())
-    for entry in entries:
-        if entry["state"] not in STUDENT_STATES:
-            raise spec.error(
-                f"student.state: {unknown('state', entry['state'], STUDENT_STATES)}"
-            )  # fmt: skip
-    return entries
+    from gradlab.studies import students
+
+    found: list[dict[str, Any]] = []
+    for options in _product(_axes(spec, "student", spec.student, ())):
+        options = {k: _like(students.DEFAULTS.get(k), v, False) for k, v in options.items()}
+        try:
+            student = students.canonical(options)
+        except ValueError as error:
+            raise spec.error(f"student: {error}") from None
+        if student not in found:  # a fresh student has no training to vary
+            found.append(student)
+    return found
 
 
 def _estimators(spec: Spec) -> list[dict[str, Any]]:
@@ -140,7 +156,10 @@ def _estimators(spec: Spec) -> list[dict[str, Any]]:
             except ValueError as error:
                 raise spec.error(f"{where}: {error}") from None
             except TypeError as error:
-                raise spec.error(_wrong_type(where, options, defaults, error)) from None
+                raise spec.error(
+                    f"{where}: an option has the wrong type ({error}): compare with "
+                    "`gradlab list estimators`."
+                ) from None
             found.append({"name": name, **options})
     return found
 
@@ -149,7 +168,12 @@ def _settings(spec: Spec, study: Any) -> list[dict[str, Any]]:
     model = study.settings_model
     whole = {name for name, field in model.model_fields.items() if _is_list(field.annotation)}
     found = []
-    for options in _product(_axes(spec, "settings", spec.settings, whole)):
+    given = {
+        # One number where a list is meant is a list of one.
+        key: [value] if key in whole and not isinstance(value, (list, Mapping)) else value
+        for key, value in spec.settings.items()
+    }
+    for options in _product(_axes(spec, "settings", given, whole)):
         try:
             # Through JSON: a strict model then takes a list where it says tuple, and nothing else.
             validated = model.model_validate_json(_json(options), strict=True)
@@ -203,7 +227,7 @@ def _axes(
     """The values each option takes, one list per option."""
     axes = {}
     for option, value in given.items():
-        if isinstance(value, Mapping):
+        if specs.is_range(value):
             value = specs.points(spec, f"{where}.{option}", value)
         if option in whole:
             # A list of lists is an axis over lists: one cell per inner list.
@@ -235,25 +259,6 @@ def _like(default: Any, value: Any, whole: bool) -> Any:
             value = int(value)
         return [value] if whole else value
     return value
-
-
-def _wrong_type(
-    where: str, options: Mapping[str, Any], defaults: Mapping[str, Any], error: TypeError
-) -> str:
-    """Which option has a type its default does not have."""
-    for option, value in options.items():
-        default = defaults.get(option)
-        number = isinstance(default, (int, float)) and not isinstance(default, bool)
-        if number and isinstance(value, (str, bool)):
-            return (f"{where}.{option} should be a number, not {value!r}: "
-                    f"write for example {option} = {default}.")  # fmt: skip
-        if isinstance(default, str) and not isinstance(value, str):
-            return (f"{where}.{option} should be a word in quotes, not {value!r}: "
-                    f'write for example {option} = "{default}".')  # fmt: skip
-        if isinstance(default, bool) and not isinstance(value, bool):
-            return (f"{where}.{option} should be true or false, not {value!r}: "
-                    f"write for example {option} = {str(default).lower()}.")  # fmt: skip
-    return f"{where}: an option has the wrong type ({error}): compare with `gradlab list`."
 
 
 def _is_list(annotation: Any) -> bool:

@@ -54,10 +54,9 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame whose columns each have one type: whole numbers stay whole beside missing ones.
 
     >>> import pandas as pd
-    >>> tidy(pd.DataFrame({"population": [500.0, None], "sigma": [0.1, None]})).dtypes.astype(str)
-    population      Int64
-    sigma         float64
-    dtype: object
+    >>> frame = tidy(pd.DataFrame({"population": [500.0, None], "sigma": [0.1, None]}))
+    >>> [str(dtype) for dtype in frame.dtypes]
+    ['Int64', 'float64']
     """
     import pandas as pd
 

@@ -14,8 +14,9 @@ from gradlab.sweep.cells import Cell, group_labels
 from gradlab.sweep.expansion import expand
 from gradlab.sweep.spec import Spec
 from gradlab.sweep.store import FILE, Store
+from gradlab.sweep.worker import torch_threads
 
-PROCESS_BYTES = 350 * 2**20  # a Python process with torch loaded, before any tensor
+DRIVER_BYTES = 350 * 2**20  # Python with torch and pandas loaded, which works no cell itself
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,15 @@ def plan(spec: Spec, results: str | Path = "results", jobs: int | None = None) -
             continue
         problem = json.dumps([cell.config["objective"], cell.config["threads"]], sort_keys=True)
         if problem not in pass_seconds:
-            pass_seconds[problem] = studies.seconds_per_forward_pass(cell.config)
+            with torch_threads(cell.config["threads"]):
+                pass_seconds[problem] = studies.seconds_per_forward_pass(cell.config)
         costs[kind] = study.forward_passes(cell.config) * pass_seconds[problem]
     missing = [cell for cell in cells if cell.hash not in stored]
     seconds = [costs[_kind(cell.config)] for cell in missing]
     # Work shared evenly, but no run is shorter than its longest cell.
     wall = max(sum(seconds) / jobs, max(seconds, default=0.0))
     largest = sorted((studies.bytes_needed(c.config) for c in missing), reverse=True)[:jobs]
-    memory = sum(largest) + PROCESS_BYTES * (jobs + (jobs > 1)) if missing else 0
+    memory = sum(largest) + DRIVER_BYTES * (len(largest) > 1)
     return Plan(
         groups=group([(c.hash, c.config) for c in cells], stored, costs),
         jobs=jobs,

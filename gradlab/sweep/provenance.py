@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gradlab import __version__
+
 # Rooms that decide how results are kept and shown, not what they are.
 _NOT_COMPUTING = {"sweep", "reporting", "cli", "cli.py", "__main__.py", "_shipped.py"}
 
@@ -64,7 +66,7 @@ def version_of(package: str) -> str | None:
 def code() -> dict[str, Any]:
     """The part of the provenance that is the same for every cell of a run."""
     return {
-        "gradlab": version_of("gradlab"),
+        "gradlab": __version__,
         "code": code_digest(),
         "commit": git_commit(),
         "torch": version_of("torch"),

@@ -184,8 +184,11 @@ def _check_value(spec: Spec, key: str, value: Any) -> None:
     """Refuse what is wrong whatever the option means."""
     if isinstance(value, float) and not math.isfinite(value):
         raise spec.error(f"{key} is {value}: give a finite number.")
-    if isinstance(value, Mapping):
+    if is_range(value):
         points(spec, key, value)
+    elif isinstance(value, Mapping):
+        for option, inner in value.items():
+            _check_value(spec, f"{key}.{option}", inner)
     if isinstance(value, list):
         if not value:
             raise spec.error(f"{key} is an empty list: give at least one value, or leave it out.")
@@ -197,6 +200,15 @@ def _check_value(spec: Spec, key: str, value: Any) -> None:
                    for other in seen):  # fmt: skip
                 raise spec.error(f"{key} lists {item!r} twice: each value may stand there once.")
             seen.append(item)
+
+
+def is_range(value: Any) -> bool:
+    """Whether a value is ``{start, stop, num}``, and not an option with options of its own.
+
+    >>> is_range({"start": 1e-5, "stop": 1.0}), is_range({"name": "swish_sign", "beta": 5.0})
+    (True, False)
+    """
+    return isinstance(value, Mapping) and "name" not in value
 
 
 def points(spec: Spec, key: str, value: Mapping[str, Any]) -> list[float]:
@@ -326,6 +338,7 @@ def sentence(
         message = "letters, digits, '-', '_' and '.' only"
     if first["type"] in ("value_error", "assertion_error"):
         return f"{key}: {message.rstrip('.')}."
+    message = message.replace("a valid array", "a list")
     given = repr(first["input"])
     given = given if len(given) < 60 else given[:57] + "…"
     return f"{key} should be {_lower(message)}, not {given}: {fix}."
@@ -337,7 +350,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(item) for item in value)}]"
+        shown = [_toml(item) for item in value[:3]] + ["…"] * (len(value) > 3)
+        return f"[{', '.join(shown)}]"
     return str(value)
 
 

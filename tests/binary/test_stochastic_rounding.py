@@ -141,6 +141,13 @@ def test_edges_of_rounding(x: list[float], probability: list[float]) -> None:
         assert value.grad.tolist() == [0.0] * len(x)
 
 
+def test_a_zero_among_negatives_has_their_scale() -> None:
+    x = torch.tensor([0.0, -4.0], dtype=torch.float64)
+    draw = StochasticRounding(seeded()).draw(x)
+    s = 1 - draw.uniform[0]  # type: ignore[attr-defined]  # the relaxed variable at p = ½, τ = 1
+    torch.testing.assert_close(draw.derivative(x)[0], s * (1 - s) / 0.25 / (2 * 4))
+
+
 def test_nan_is_not_hidden() -> None:
     x = torch.tensor([math.nan, 0.5, -1.0])
     assert stochastic_sign(x, generator=seeded()).isnan().tolist() == [True, False, False]

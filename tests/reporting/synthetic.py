@@ -14,15 +14,25 @@ Method = dict[str, Any]
 CDG: Method = {"estimator": "cdg", "label": "CDG", "epsilon": 0.1, "quality": 1.0}
 STES: list[Method] = [
     {"estimator": "ste", "label": f"STE {name}", "surrogate": name, "quality": quality}
-    for name, quality in [("hardtanh", 0.9), ("steep", 0.86), ("swish_sign", 0.92), ("polynomial", 0.89)]
+    for name, quality in [
+        ("hardtanh", 0.9),
+        ("steep", 0.86),
+        ("swish_sign", 0.92),
+        ("polynomial", 0.89),
+    ]
 ]
 NES: list[Method] = [
     {"estimator": "nes", "label": f"NES {p:,}", "population": p, "sigma": 0.1, "quality": quality}
     for p, quality in [(500, 0.25), (5_000, 0.6), (50_000, 0.85)]
 ]
 LOCAL: list[Method] = [
-    {"estimator": "nes_local", "label": f"local NES ({p} passes)", "passes": p, "sigma": 0.1,
-     "quality": quality}
+    {
+        "estimator": "nes_local",
+        "label": f"local NES ({p} passes)",
+        "passes": p,
+        "sigma": 0.1,
+        "quality": quality,
+    }
     for p, quality in [(2, 0.88), (8, 0.95)]
 ]
 MATCHED: Method = {
@@ -44,7 +54,9 @@ def _keys(method: Method, num_dim: int, init: int, batch: int) -> dict[str, Any]
 
 def forward_passes(method: Method) -> float:
     """The estimator's definitional cost."""
-    return float(PASSES.get(method["estimator"], method.get("population") or method.get("passes") or 1))
+    return float(
+        PASSES.get(method["estimator"], method.get("population") or method.get("passes") or 1)
+    )
 
 
 def loss_decrease(
@@ -64,7 +76,9 @@ def loss_decrease(
     rng = np.random.default_rng(seed)
     rows = []
     for num_dim, init in itertools.product(num_dims, range(inits)):
-        height = 0.1 * (1 + 0.3 * np.log2(num_dim)) * np.exp(noise * 10 * rng.normal() / num_dim**0.5)
+        height = (
+            0.1 * (1 + 0.3 * np.log2(num_dim)) * np.exp(noise * 10 * rng.normal() / num_dim**0.5)
+        )
         for method, batch in itertools.product(methods, range(batches)):
             quality = method["quality"] * np.exp(noise * rng.normal())
             for lr in lrs:
@@ -73,8 +87,10 @@ def loss_decrease(
                 rows.append(
                     _keys(method, num_dim, init, batch)
                     | {
-                        "lr": lr, "loss_before": 1.0, "loss_after": 1.0 - fall, "loss_decrease": fall,
-                        "loss_decrease_fresh": 0.98 * fall, "forward_passes": forward_passes(method),
+                        "lr": lr, "loss_before": 1.0, "loss_after": 1.0 - fall,
+                        "loss_decrease": fall,
+                        "loss_decrease_fresh": 0.98 * fall,
+                        "forward_passes": forward_passes(method),
                         "backward_passes": 1.0 if method["estimator"] == "ste" else 0.0,
                         "seconds": 0.002 * forward_passes(method), "device": "cpu",
                     }
@@ -129,7 +145,9 @@ def trajectory(
     """Losses that decay geometrically, faster for a better estimator."""
     rng = np.random.default_rng(seed)
     rows = []
-    for num_dim, init, method, budget in itertools.product(num_dims, range(inits), methods, budgets):
+    for num_dim, init, method, budget in itertools.product(
+        num_dims, range(inits), methods, budgets
+    ):
         start = 1.0 + 0.1 * rng.normal()
         speed = 0.06 * method["quality"] * np.exp(0.05 * rng.normal())
         tempo = 0.002 * forward_passes(method) * np.exp(0.1 * rng.normal())
@@ -141,7 +159,8 @@ def trajectory(
                     "study": "trajectory", "step": step, "budget": budget,
                     "forward_passes": step * forward_passes(method),
                     "backward_passes": float(step) if method["estimator"] == "ste" else 0.0,
-                    "seconds": step * tempo, "loss": loss, "loss_fresh": 1.03 * loss, "device": "cpu",
+                    "seconds": step * tempo, "loss": loss, "loss_fresh": 1.03 * loss,
+                    "device": "cpu",
                 }
                 | columns
             )  # fmt: skip

@@ -13,7 +13,8 @@ SCALARS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
 )  # fmt: skip
 CONFIGS = st.dictionaries(
-    st.text(max_size=5), st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_leaves=5)
+    st.text(max_size=5),
+    st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_leaves=5),
 )
 
 
@@ -21,9 +22,7 @@ def test_the_hash_is_the_same_on_every_machine_and_in_every_version() -> None:
     config = {"schema": 1, "seed": 0, "estimator": {"name": "nes", "sigma": 0.1}, "lr": [1e-5, 1.0]}
     text = '{"estimator":{"name":"nes","sigma":0.1},"lr":[1e-05,1],"schema":1,"seed":0}'
     assert canonical(config) == text
-    assert hash_of(config) == (
-        "e6c3609184634d45fa237675198fb9c1c743e33702b7005010bd5e97860adff7"
-    )
+    assert hash_of(config) == ("e6c3609184634d45fa237675198fb9c1c743e33702b7005010bd5e97860adff7")
 
 
 @given(CONFIGS)

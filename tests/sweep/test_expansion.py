@@ -72,15 +72,18 @@ def test_writing_a_default_out_or_otherwise_changes_no_cell(
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "threads=2", "settings.lr=[0.1]", "settings.normalize=none", "student.state=converged",
-     "objective.depth=2", "objective.batch_size=65", "estimators.nes.sigma=0.2"],
+    ["seed=1", "threads=2", "settings.lr=[0.1]", "settings.normalize=none",
+     "student.state=converged", "objective.depth=2", "objective.batch_size=65",
+     "estimators.nes.sigma=0.2"],
 )  # fmt: skip
 def test_what_changes_the_numbers_changes_the_cells(
     write_spec: Callable[..., Path], override: str
 ) -> None:
     path = write_spec()
     cells = sweep.expand(sweep.read_spec(path, [override]))
-    concerned = [c for c in cells if "nes.sigma" not in override or c.config["estimator"]["name"] == "nes"]
+    concerned = [
+        c for c in cells if "nes.sigma" not in override or c.config["estimator"]["name"] == "nes"
+    ]
     assert not {cell.hash for cell in concerned} & set(hashes(path))
 
 
@@ -91,8 +94,15 @@ def test_every_list_is_an_axis_but_those_of_list_options(write_spec: Callable[..
                "estimators.nes.population=[[20], [40]]", "inits=1", "batches=1"],
     ))  # fmt: skip
     assert len(cells) == 2 * 2 * 2 * (2 + 2 * 2)
-    nes: list[dict[str, Any]] = [c.config["estimator"] for c in cells if "sigma" in c.config["estimator"]]
-    assert {(e["sigma"], *e["population"]) for e in nes} == {(0.1, 20), (0.1, 40), (0.2, 20), (0.2, 40)}
+    nes: list[dict[str, Any]] = [
+        c.config["estimator"] for c in cells if "sigma" in c.config["estimator"]
+    ]
+    assert {(e["sigma"], *e["population"]) for e in nes} == {
+        (0.1, 20),
+        (0.1, 40),
+        (0.2, 20),
+        (0.2, 40),
+    }
 
 
 def test_one_population_is_a_list_of_one(write_spec: Callable[..., Path]) -> None:

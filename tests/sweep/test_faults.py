@@ -98,8 +98,12 @@ def test_sigkill_half_way_then_the_next_run_continues_to_equal_tables(
     assert len(ran) <= 24 + 2  # only the two cells in flight ran twice
 
 
-def test_a_worker_killed_once_costs_nothing(write_spec: Callable[..., Path], tmp_path: Path) -> None:
-    spec = sweep.read_spec(write_spec(), ["settings.fault=kill_once", "estimators.ste.surrogate=steep"])
+def test_a_worker_killed_once_costs_nothing(
+    write_spec: Callable[..., Path], tmp_path: Path
+) -> None:
+    spec = sweep.read_spec(
+        write_spec(), ["settings.fault=kill_once", "estimators.ste.surrogate=steep"]
+    )
     summary = sweep.run(spec, tmp_path, jobs=2, progress=False)
     assert (summary.done, summary.failed) == (16, 0)
     assert (tmp_path / "tiny" / "scratch" / "killed").exists()
@@ -109,10 +113,9 @@ def test_a_cell_that_always_kills_its_worker_fails_alone(
     write_spec: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = sweep.read_spec(
-        write_spec(), ["settings.fault=kill", "objective.num_dim=2", "estimators.ste.surrogate=steep",
-                       "batches=1", "inits=3", "estimators.nes.population=20"],
+        write_spec(), ["settings.fault=kill", "objective.num_dim=2", "batches=1", "inits=3",
+                       'estimators=[{name = "cdg"}]'],
     )  # fmt: skip
-    spec.estimators = [{"name": "cdg"}]
     summary = sweep.run(spec, tmp_path, jobs=2)
     assert (summary.done, summary.failed) == (2, 1)
     with Store(tmp_path / "tiny" / FILE) as store:
@@ -129,7 +132,10 @@ def test_the_second_of_two_runs_at_once_is_refused(
 ) -> None:
     spec = sweep.read_spec(write_spec())
     (tmp_path / "tiny").mkdir()
-    with lock(tmp_path / "tiny"), pytest.raises(StoreError, match="another `gradlab run` is writing"):
+    with (
+        lock(tmp_path / "tiny"),
+        pytest.raises(StoreError, match="another `gradlab run` is writing"),
+    ):
         sweep.run(spec, tmp_path, jobs=1, progress=False)
     assert sweep.run(spec, tmp_path, jobs=1, progress=False).done == 24
 
@@ -169,7 +175,7 @@ def test_a_disk_that_fills_up_in_mid_run_keeps_the_finished_cells(
             self._db.execute(f"PRAGMA max_page_count = {pages}")
 
     monkeypatch.setattr(Store, "save", save)
-    with pytest.raises(StoreError, match="no space left for .*cells finished so far are kept"):
+    with pytest.raises(StoreError, match=r"no space left for .*cells finished so far are kept"):
         sweep.run(spec, tmp_path, jobs=1, progress=False)
     with Store(tmp_path / "tiny" / FILE) as store:
         assert store.finished() == set(saved)

@@ -140,7 +140,9 @@ def test_provenance_names_the_code_and_not_the_host(spec: sweep.Spec, tmp_path: 
         cells = store.cells()
         assert stale_cells(store) == []
     facts = cells[0]["provenance"]
-    assert {"gradlab", "code", "commit", "torch", "python", "machine", "started", "seconds"} <= set(facts)
+    assert {"gradlab", "code", "commit", "torch", "python", "machine", "started", "seconds"} <= set(
+        facts
+    )
     environment = (tmp_path / "tiny" / "environment.json").read_text()
     assert json.loads(environment)["code"] == facts["code"]
     host = platform.node()

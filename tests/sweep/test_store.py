@@ -53,7 +53,9 @@ def test_scalars_of_numpy_and_torch_are_stored_as_numbers(path: Path) -> None:
     import torch
 
     with Store(path, writable=True) as store:
-        store.save("aa", CONFIG, {"t": [{"a": np.float32(0.5), "b": np.int64(3), "c": torch.tensor(2.0)}]})
+        store.save(
+            "aa", CONFIG, {"t": [{"a": np.float32(0.5), "b": np.int64(3), "c": torch.tensor(2.0)}]}
+        )
         assert store.table("t").iloc[0].tolist()[:3] == [0.5, 3, 2.0]
 
 
@@ -123,7 +125,7 @@ def make(path: Path, statement: str) -> None:
 
 
 def test_foreign_newer_and_damaged_files_are_refused_in_one_sentence(path: Path) -> None:
-    with pytest.raises(StoreError, match="there is no store at .*`gradlab run` makes one"):
+    with pytest.raises(StoreError, match=r"there is no store at .*`gradlab run` makes one"):
         Store(path)
     path.write_text("this is no database, and it is longer than a header of SQLite" * 40)
     with pytest.raises(StoreError, match="is not a store of gradlab: move it away"):

@@ -54,9 +54,10 @@ class FakeStudy:
             "study": "fake", "num_dim": num_dim, "init": cell["init"], "batch": cell["batch"],
             "estimator": cell["estimator"]["name"],
         }  # fmt: skip
+        threads = torch.get_num_threads()
         bad = float("inf") if settings["fault"] == "infinite" else 1.0
         rows = [
-            {**keys, "lr": lr, "loss_decrease": lr * noise * bad, "threads": torch.get_num_threads(),
+            {**keys, "lr": lr, "loss_decrease": lr * noise * bad, "threads": threads,
              "seconds": time.perf_counter(), "device": "cpu"}
             for lr in settings["lr"]
         ]  # fmt: skip
