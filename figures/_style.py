@@ -229,9 +229,18 @@ def panels(
     return figure, axes
 
 
-def curve(ax: Axes, rows: pd.DataFrame, x: str, look: Style, *, label: str | None = None,
-          band: bool = True, markers: bool = True, hollow: bool = False) -> None:  # fmt: skip
-    """A line through the means, with its band where there is an interval.
+def curve(
+    ax: Axes,
+    rows: pd.DataFrame,
+    x: str,
+    look: Style,
+    *,
+    label: str | None = None,
+    interval: str = "band",
+    markers: bool = True,
+    hollow: bool = False,
+) -> None:
+    """A line through the means, with their intervals where there are some.
 
     Args:
         ax: where to draw.
@@ -239,7 +248,7 @@ def curve(ax: Axes, rows: pd.DataFrame, x: str, look: Style, *, label: str | Non
         x: the column along the x-axis.
         look: colour, marker and line.
         label: the legend entry.
-        band: draw the interval, as a band (several x) or as error bars (one x).
+        interval: "band", or "bars" where many curves overlap; a single point always has a bar.
         markers: draw the markers on the line; the legend shows them anyway.
         hollow: draw hollow markers.
     """
@@ -250,21 +259,31 @@ def curve(ax: Axes, rows: pd.DataFrame, x: str, look: Style, *, label: str | Non
     else:
         ax.plot(places, mean, zorder=3, **{**look.line_kwargs, "marker": ""})
         ax.plot([], [], label=label, **look.line_kwargs)
-    if not band:
-        return
-    known = rows["low"].notna().to_numpy()
-    if known.sum() == 1:
-        low, high = rows["low"].to_numpy(float)[known], rows["high"].to_numpy(float)[known]
-        ax.vlines(places[known], low, high, color=look.colour, linewidth=1.2, zorder=2)
+    low, high = rows["low"].to_numpy(float), rows["high"].to_numpy(float)
+    known = np.isfinite(low)
+    if interval == "bars" or known.sum() == 1:
+        ax.vlines(
+            places[known], low[known], high[known], color=look.colour, linewidth=1.1, zorder=2
+        )
     elif known.any():
-        ax.fill_between(places, rows["low"].to_numpy(float), rows["high"].to_numpy(float),
-                        color=look.colour, alpha=0.11, linewidth=0, zorder=1)  # fmt: skip
+        # A hairline around a faint band stays readable where several bands overlap.
+        colour = to_rgb(look.colour)
+        ax.fill_between(places, low, high, facecolor=(*colour, 0.06), edgecolor=(*colour, 0.4),
+                        linewidth=0.4, zorder=1)  # fmt: skip
+
+
+def dodged(rows: pd.DataFrame, x: str, members: Sequence[str], method: str) -> pd.DataFrame:
+    """``rows`` with ``x`` (on a log2 axis) moved a little, so that methods stand side by side."""
+    count = len(members)
+    width = min(0.5, 0.09 * (count - 1))
+    shift = np.linspace(-width / 2, width / 2, count)[list(members).index(method)]
+    return rows.assign(**{x: rows[x].astype(float) * 2.0**shift})
 
 
 def dots(ax: Axes, x: object, y: object, look: Style) -> None:
     """One small dot per init."""
-    ax.plot(x, y, linestyle="none", marker="o", markersize=2.1, color=look.colour, alpha=0.55,
-            markeredgewidth=0, zorder=2)  # fmt: skip
+    ax.plot(x, y, linestyle="none", marker="o", markersize=2.9, color=look.colour, alpha=0.75,
+            markeredgewidth=0.35, markeredgecolor="white", zorder=2.5)  # fmt: skip
 
 
 def num_dim_axis(ax: Axes, num_dims: Sequence[int], label: bool = True) -> None:
@@ -310,8 +329,9 @@ def plain(value: float) -> str:
 
 
 def row_title(ax: Axes, words: str) -> None:
-    """A title left of a row of panels."""
-    ax.annotate(words, xy=(0, 1), xytext=(0, 16), xycoords="axes fraction", va="bottom",
+    """A title above a row of panels, over the titles of its panels if they have some."""
+    above = 16 if ax.get_title(loc="left") else 4
+    ax.annotate(words, xy=(0, 1), xytext=(0, above), xycoords="axes fraction", va="bottom",
                 textcoords="offset points", ha="left", fontsize=8.5, fontweight="bold")  # fmt: skip
 
 
@@ -320,6 +340,7 @@ def side_legend(ax: Axes, title: str | None = None) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if handles:
         ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.03, 0.5), title=title,
+                  title_fontproperties={"weight": "bold", "size": 7.5},
                   borderaxespad=0, handlelength=2.6, alignment="left")  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -43,6 +44,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         kinds.append(("share of CDG's decrease", relative, relative_inits))
     lines = [(condition, *kind) for condition in conditions for kind in kinds]
 
+    cut = ""
+
     with _style.theme():
         figure, axes = _style.panels(
             len(lines), len(groups), width=2.9, height=2.1, sharey="row", sharex=True
@@ -54,9 +57,15 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 for method in members:
                     here = _style.pick(means, condition=condition, method=method)
                     one = _style.pick(singles, condition=condition, method=method)
-                    if len(here):
-                        _style.dots(ax, one["num_dim"], one["loss_decrease"], looks[method])
-                        _style.curve(ax, here, "num_dim", looks[method], label=method)
+                    if here.empty:
+                        continue
+                    one = one[one["num_dim"].isin(here["num_dim"])]
+                    here, one = (
+                        _style.dodged(frame_, "num_dim", members, method) for frame_ in (here, one)
+                    )
+                    look = looks[method]
+                    _style.dots(ax, one["num_dim"], one["loss_decrease"], look)
+                    _style.curve(ax, here, "num_dim", look, label=method, interval="bars")
                 _style.num_dim_axis(ax, frame["num_dim"].unique(), row == len(lines) - 1)
                 if row == 0:
                     ax.set_title(name, loc="left")
@@ -66,6 +75,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 if means is relative:
                     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes[row, 0].set_ylabel(unit)
+            if means is relative:
+                cut = _cut(axes[row, 0]) or cut
             if condition and means is absolute:
                 _style.row_title(axes[row, 0], condition)
         _style.title(figure, "Best loss decrease of one step, each estimator at its best lr")
@@ -76,13 +87,21 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         ]
         drawn = pd.concat(parts).merge(best, on=BY, how="left").rename(columns={"lr": "best_lr"})
         notes = [
-            _style.interval_note(absolute),
+            _style.interval_note(absolute, drawn="Vertical lines"),
             "The lr is chosen on the mean over the same inits and batches.",
             "Shares are ratios of means, paired by init." if len(relative) else "",
+            cut,
             _style.edge_note(best),
             _style.nested_note(frame),
         ]
         return _style.finish(figure, drawn, notes)
+
+
+def _cut(ax: Axes) -> str:
+    """Keep single wild ratios from squeezing the axis; say so where it happens."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, -0.5), min(high, 1.8))
+    return "Shares beyond the axis are not shown." if low < -0.5 or high > 1.8 else ""
 
 
 def against_cdg(inits: pd.DataFrame, known: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -61,8 +61,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 _style.log_axis(ax)
                 ax.set_ylim(min(-0.05, means["mean"].min() - 0.05), 1.05)
                 if row == 0:
-                    name = columns.layer_name(layer)
-                    ax.set_title("all layers" if name == "all" else f"layer {name}", loc="left")
+                    ax.set_title(columns.layer_title(layer), loc="left")
                 if row == len(rows) - 1:
                     ax.set_xlabel("forward passes")
             name = _style.panel_title(condition, num_dim)

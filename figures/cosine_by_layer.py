@@ -49,19 +49,19 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         )
         for ax, (reference, condition, num_dim) in zip(axes.flat, cells, strict=False):
             where = {"reference": reference, "condition": condition, "num_dim": num_dim}
-            here, single = _style.pick(means, **where), _style.pick(inits, **where)
+            here, inits_here = _style.pick(means, **where), _style.pick(inits, **where)
             ax.axhline(0, color=_style.FAINT, linewidth=0.7)
             _self_agreement(ax, _style.pick(frame, **where), place)
             for method, look in looks.items():
                 rows = here[here["method"] == method]
-                dots = single[single["method"] == method]
+                dots = inits_here[inits_here["method"] == method]
                 if len(rows):
-                    hidden = rows[rows["layer"] != "all"]
-                    overall = rows[rows["layer"] == "all"]
                     _style.dots(ax, dots["x"], dots["cosine"], look)
-                    _style.curve(ax, hidden, "x", look, label=method)
-                    if len(overall):
-                        _style.curve(ax, overall, "x", look)
+                    single = ~rows["layer"].isin(columns.JOINED)
+                    if single.any():
+                        _style.curve(ax, rows[single], "x", look, label=method)
+                    for _, group in rows[~single].groupby("layer"):
+                        _style.curve(ax, group, "x", look)
             name = _style.panel_title(condition, num_dim)
             ax.set_title(name, loc="left")
             ax.set_xticks(list(place.values()), [columns.layer_name(layer) for layer in layers])
@@ -90,7 +90,7 @@ def _self_agreement(ax: object, frame: pd.DataFrame, place: Mapping[str, int]) -
     if "reference_split_half_cosine" not in frame:
         return
     own = frame.groupby("layer")["reference_split_half_cosine"].mean().dropna()
-    own = own[own.index != "all"]
+    own = own[~own.index.isin(columns.JOINED)]
     if len(own):
         own = own.rename(index=place).sort_index()
         ax.plot(own.index, own, color="#9aa0a6", linewidth=3, alpha=0.45, zorder=0)  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     few = bool((means["n"] < summaries.LEAST_INITS).all())
     # One y-axis for all where the panels are of one size, else one per column.
     highest = means.groupby("num_dim")["mean"].max().clip(lower=1e-12)
-    share = "all" if highest.max() <= 3 * highest.min() else "col"
+    share = "all" if highest.max() <= 2 * highest.min() else "col"
 
     with _style.theme():
         figure, axes = _style.panels(

@@ -47,7 +47,7 @@ def draw(
 
     with _style.theme():
         figure, axes = _style.panels(
-            len(conditions), len(groups), width=2.9, height=2.9, sharey="row"
+            len(conditions), len(groups), width=2.9, height=2.5, sharey="row"
         )
         for row, condition in enumerate(conditions):
             for column, (name, members) in enumerate(groups):
@@ -56,18 +56,27 @@ def draw(
                 for method in members:
                     here = _style.pick(means, condition=condition, method=method)
                     one = _style.pick(inits, condition=condition, method=method)
-                    _style.dots(ax, one["num_dim"], one["loss_decrease"], looks[method])
-                    _style.curve(ax, here, "num_dim", looks[method], label=method)
+                    if here.empty:
+                        continue
+                    here, one = (
+                        _style.dodged(frame_, "num_dim", members, method) for frame_ in (here, one)
+                    )
+                    look = looks[method]
+                    _style.dots(ax, one["num_dim"], one["loss_decrease"], look)
+                    _style.curve(ax, here, "num_dim", look, label=method, interval="bars")
                 _style.num_dim_axis(ax, frame["num_dim"].unique(), row == len(conditions) - 1)
-                ax.set_title(name, loc="left")
-                _style.legend_below(ax) if row == len(conditions) - 1 else None
+                if row == 0:
+                    ax.set_title(name, loc="left")
+                if row == len(conditions) - 1:
+                    _style.legend_entries(ax, members, looks)
+                    _style.legend_below(ax)
             axes[row, 0].set_ylabel("loss decrease (MSE)")
             if condition:
                 _style.row_title(axes[row, 0], condition)
         _style.title(figure, f"Loss decrease after one step at lr = {chosen:.3g}")
         drawn = pd.concat([means, inits.rename(columns={"loss_decrease": "mean"})])
         notes = [
-            _style.interval_note(means),
+            _style.interval_note(means, drawn="Vertical lines"),
             _style.nested_note(frame),
             _style.diverged_note(means),
         ]

@@ -113,6 +113,16 @@ def test_what_nobody_foresaw_is_still_one_sentence(
     assert len(errors.splitlines()) == 1
 
 
+def test_ctrl_c_before_any_work_is_one_sentence(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradlab.sweep.read_spec", interrupt)
+    assert call("run", "quickstart") == (1, "", "gradlab: interrupted.\n")
+
+
 @pytest.mark.parametrize("kind", ["estimators", "surrogates", "objectives", "studies"])
 def test_list_names_what_is_registered(call: Call, kind: str) -> None:
     known = {"estimators": "nes", "surrogates": "swish_sign", "objectives": "teacher_student",

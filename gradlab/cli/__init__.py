@@ -38,13 +38,22 @@ def _status(arguments: list[str], debug: bool) -> int:
         # The reader (head, less) has what it wanted; Python's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except typer.Abort:
+        return _interrupted()
     except Exception as error:
         if debug:
             traceback.print_exc()
         status, sentence = _explain(error)
         print(f"gradlab: {sentence}", file=sys.stderr)
         return status
+    if result == 130:  # typer's own status for Ctrl-C
+        return _interrupted()
     return result if isinstance(result, int) else 0
+
+
+def _interrupted() -> int:
+    print("gradlab: interrupted.", file=sys.stderr)
+    return 1
 
 
 def _explain(error: Exception) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -86,11 +86,41 @@ def split_half_diagnostics(
     for name in halves[0]:
         agreement = cosine(halves[0][name], halves[1][name])
         numbers[f"split_half_cosine/{name}"] = agreement
+        for index, half in enumerate(halves):
+            numbers[f"split_half_norm_{index}/{name}"] = float(half[name].double().norm())
         needed = math.inf
         if agreement > 0:
             needed = samples * (1 - agreement) / agreement * 0.81 / (2 * (1 - 0.81))
         numbers[f"samples_for_0.9/{name}"] = max(needed, 0.0)
     return numbers
+
+
+def split_half_cosine(diagnostics: Mapping[str, float], names: Iterable[str]) -> float:
+    """The split-half cosine of several tensors taken as one vector.
+
+    Tensors without halves (layers that the estimator left alone) count as zero; NaN where no tensor
+    has any.
+
+    Args:
+        diagnostics: with what :func:`split_half_diagnostics` gives.
+        names: the tensors.
+
+    >>> halves = [{"v": torch.tensor([1.0]), "w": torch.tensor([2.0])},
+    ...           {"v": torch.tensor([3.0]), "w": torch.tensor([-1.0])}]
+    >>> numbers = split_half_diagnostics((halves[0], halves[1]), samples=10)
+    >>> round(split_half_cosine(numbers, ["v", "w"]), 9) == round(1 / 50**0.5, 9)
+    True
+    """
+    dot = first_square = second_square = 0.0
+    for name in names:
+        first = diagnostics.get(f"split_half_norm_0/{name}", 0.0)
+        second = diagnostics.get(f"split_half_norm_1/{name}", 0.0)
+        first_square += first**2
+        second_square += second**2
+        if first * second != 0:
+            dot += diagnostics[f"split_half_cosine/{name}"] * first * second
+    norms = math.sqrt(first_square * second_square)
+    return dot / norms if norms > 0 else math.nan
 
 
 def above_zero(name: str, value: object) -> float:
@@ -114,10 +144,11 @@ def true_or_false(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}: give true or false.")
 
 
-def require_finite(params: Mapping[str, Tensor]) -> None:
-    """Refuse parameters with NaN or infinity, naming the tensor."""
+def require_finite(params: Mapping[str, Tensor]) -> Params:
+    """The parameters, detached from any graph; NaN or infinity is refused, naming the tensor."""
     for name, tensor in params.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(
                 f"parameter {name} has NaN or infinite entries: estimate before the run diverges."
             )
+    return {name: tensor.detach() for name, tensor in params.items()}

@@ -50,7 +50,7 @@ class CDG:
         self, objective: Objective, params: Params, *, generator: torch.Generator
     ) -> GradientEstimate:
         """The coordinate discrete gradient; the generator is not used."""
-        require_finite(params)
+        params = require_finite(params)
         differences = objective.coordinate_differences(params, float(self.epsilon))
         gradient = {
             name: (difference / (2 * self.epsilon)).to(params[name].dtype)

@@ -53,7 +53,7 @@ def shape(losses: Tensor, fitness: str, *, antithetic: bool) -> Tensor:
         others = (means.sum() - means) / (len(means) - 1) if len(means) > 1 else means
         return (pairs - others[:, None]).flatten()
     if fitness == "z_score":
-        # Less the first loss, so that a flat population is exactly zero, whatever its mean's rounding.
+        # Less the first loss, so that a flat population is exactly zero: its mean may be rounded.
         losses = losses - losses[0]
         deviation = losses.std(correction=0)
         # A flat population says nothing; zero weights say so, a division by zero would not. A NaN
@@ -75,4 +75,5 @@ def _by_rank(losses: Tensor, weights: Tensor) -> Tensor:
     order = torch.argsort(losses)
     sums = torch.zeros(len(counts), dtype=weights.dtype, device=weights.device)
     sums.index_add_(0, group[order], weights)
-    return (sums / counts)[group]
+    averages: Tensor = sums / counts
+    return averages[group]

@@ -59,7 +59,7 @@ def require_layered(objective: Any, what: str) -> LayeredObjective:
 
 
 def spread_of(activation: Activation, hidden: Tensor, sigma: float, first: bool) -> Tensor:
-    """sigma times the norm of each example's input, ``(B, 1)``; constant for ±1 inputs."""
+    """Sigma times the norm of each example's input, ``(B, 1)``; constant for ±1 inputs."""
     if not first and activation.levels == (-1.0, 1.0):
         # The norm of a sign vector is constant: differentiating it would add a term that the
         # smoothed loss does not have.

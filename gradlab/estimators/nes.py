@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,8 +114,8 @@ class NES:
             if size == 2 and self.antithetic and compared:
                 # both members have the same noise², and weights that sum to zero
                 raise ValueError(
-                    f"population is 2: one mirrored pair has no sigma gradient under {self.fitness} "
-                    'fitness; use at least 4, or fitness = "raw".'
+                    "population is 2: one mirrored pair has no sigma gradient under "
+                    f'{self.fitness} fitness; use at least 4, or fitness = "raw".'
                 )
         if not self.sizes or list(self.sizes) != sorted(set(self.sizes)):
             raise ValueError(
@@ -125,9 +126,8 @@ class NES:
     @property
     def sizes(self) -> tuple[int, ...]:
         """The nested population sizes."""
-        if isinstance(self.population, Sequence) and not isinstance(self.population, str):
-            return tuple(self.population)
-        return (self.population,)  # type: ignore[return-value]
+        sizes: Any = self.population
+        return tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
 
     def estimate(
         self, objective: Objective, params: Params, *, generator: torch.Generator
@@ -139,7 +139,7 @@ class NES:
         self, objective: Objective, params: Params, *, generator: torch.Generator
     ) -> list[GradientEstimate]:
         """One estimate for each nested population, all from one sample."""
-        require_finite(params)
+        params = require_finite(params)
         key = draw_key(generator)
         whole = GaussianPopulation(
             params, float(self.sigma), key, 0, self.sizes[-1], antithetic=self.antithetic

@@ -3,8 +3,8 @@ r"""Local NES: evolution strategies in activation space, with fresh noise for ev
 Weight-space NES perturbs the weights once for the whole batch, so a batch of B examples gives one
 number. But under W ~ N(μ, σ²) the pre-activation of one example with input h is exactly
 :math:`N(\mu h, \sigma^2\lVert h\rVert^2)`, the loss is a mean of per-example losses, and each of
-these has the same expectation whether or not examples share their noise. Drawing fresh noise per example and
-neuron therefore estimates the same smoothed gradient without bias,
+these has the same expectation whether or not examples share their noise. Drawing fresh noise per
+example and neuron therefore estimates the same smoothed gradient without bias,
 
 .. math:: \frac{\partial J}{\partial \mu_{i}} = \frac1B \sum_b
     E\left[(\ell_b - c_b)\,\frac{\xi_{b,i}}{\sigma\lVert h_b\rVert}\,h_b\right],
@@ -91,7 +91,7 @@ class NESLocal:
         true_or_false("antithetic", self.antithetic)
         true_or_false("condition_last", self.condition_last)
         true_or_false("baseline", self.baseline)
-        if self.layers is not None and (isinstance(self.layers, str) or not self.layers):
+        if self.layers is not None and not (isinstance(self.layers, list | tuple) and self.layers):
             raise ValueError(
                 f"layers is {self.layers!r}: give a list of layer names, or leave it out for all."
             )
@@ -101,7 +101,7 @@ class NESLocal:
     ) -> GradientEstimate:
         """The mean over ``passes`` noisy passes."""
         layered = require_layered(objective, "nes_local")
-        require_finite(params)
+        params = require_finite(params)
         perturbed = set(layered.layer_names if self.layers is None else self.layers)
         for name in perturbed:
             if name not in layered.layer_names:

@@ -93,9 +93,7 @@ class _Suffix:
         names = model.layer_names
         self.next = weights[names[layer + 1]]
         self.later = [weights[name] for name in names[layer + 2 :]]
-        self.next_pre_activation = (
-            pre_activations[layer + 1] if self.later else self.next @ hidden
-        )
+        self.next_pre_activation = pre_activations[layer + 1] if self.later else self.next @ hidden
 
     def errors(self, neuron: int, output: Tensor | float, examples: Tensor) -> Tensor:
         """Output minus target, ``(..., c)`` float64, with ``neuron`` set to ``output``.
@@ -112,7 +110,8 @@ class _Suffix:
 
 def _sparse(suffix: _Suffix, z: Tensor, hidden: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Summed loss differences ``(rows, columns)`` of one layer, for an activation with levels."""
-    assert suffix.levels is not None and suffix.thresholds is not None
+    assert suffix.levels is not None
+    assert suffix.thresholds is not None
     out = torch.zeros_like(up)
     largest = hidden.abs().amax(dim=0)
     for neuron in range(len(z)):

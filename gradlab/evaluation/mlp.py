@@ -120,7 +120,8 @@ class MLPEvaluator:
         for start, stop in pop.chunks(pop.size(population), held):
             weights = self.model.effective_weights(pop.members(pop.part(population, start, stop)))
             for low, high in pop.chunks(stop - start, group):
-                yield (start + low, start + high), pop.part(weights, low, high)
+                members = {name: tensor[low:high] for name, tensor in weights.items()}
+                yield (start + low, start + high), members
 
     def _hidden(
         self, members: Params, inputs: Tensor, line: LinePopulation | None = None

@@ -63,7 +63,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> list[Ten
         word_3 = product_0 & _MASK
         key_0 = (key_0 + _WEYL_0) & _MASK
         key_1 = (key_1 + _WEYL_1) & _MASK
-    return list(torch.broadcast_tensors(word_0, word_1, word_2, word_3))
+    # after three rounds every word has met all four counters, and so has the broadcast shape
+    return [word_0, word_1, word_2, word_3]
 
 
 def _unit_interval(word: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ def _density(a: Tensor) -> Tensor:
 
 def _upper_tail(a: Tensor) -> Tensor:
     # erfc keeps its digits where 1 - Phi would cancel.
-    return 0.5 * torch.special.erfc(a / _ROOT_2)
+    tail: Tensor = 0.5 * torch.special.erfc(a / _ROOT_2)
+    return tail
 
 
 def moments(activation: Activation, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +56,7 @@ def moments(activation: Activation, mean: Tensor, spread: Tensor) -> tuple[Tenso
         return first, torch.ones_like(first)
     first = torch.full_like(mean, activation.levels[0])
     second = torch.full_like(mean, activation.levels[0] ** 2)
-    steps = zip(
-        activation.levels[:-1], activation.levels[1:], activation.thresholds, strict=True
-    )
+    steps = zip(activation.levels[:-1], activation.levels[1:], activation.thresholds, strict=True)
     for low, high, threshold in steps:
         reached = _upper_tail((threshold - mean) / spread)
         first = first + (high - low) * reached
@@ -92,9 +91,10 @@ def score(activation: Activation, mean: Tensor, spread: Tensor, noise: Tensor) -
     if activation.levels == (-1.0, 1.0) and activation.thresholds == (0.0,):
         a = mean / spread
         sign = activation.forward(mean + spread * noise)
-        # phi(a)/Phi(sa) by the scaled complementary error function, which neither under- nor
-        # overflows where a rare sign was drawn; a hopelessly likely sign has score exactly zero.
-        return sign * (2 / _ROOT_2_PI) / torch.special.erfcx(-sign * a / _ROOT_2) / spread
+        # A sign against the mean needs noise beyond |a|, and noise ends before 6: neither tail
+        # underflows. The clamp only keeps noise from elsewhere from dividing zero by zero.
+        tail = _upper_tail(-sign * a).clamp_min(torch.finfo(a.dtype).tiny)
+        return sign * _density(a) / tail / spread
     z = mean + spread * noise
     thresholds = activation.thresholds if activation.thresholds is not None else (0.0, 1.0)
     given = noise.clone()

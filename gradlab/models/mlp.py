@@ -64,7 +64,8 @@ class BinarizedMLP:
             raise ValueError(unknown("activation", self.activation, ACTIVATIONS))
         if self.weight not in WEIGHTS:
             raise ValueError(unknown("weight", self.weight, WEIGHTS))
-        if isinstance(self.gain, bool) or not (0 < self.gain < math.inf):
+        number = isinstance(self.gain, int | float) and not isinstance(self.gain, bool)
+        if not (number and 0 < self.gain < math.inf):
             raise ValueError(f"gain is {self.gain!r}: give a finite number above 0.")
 
     @property

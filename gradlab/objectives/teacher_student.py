@@ -88,7 +88,9 @@ class TeacherStudent:
         inputs = torch.randn(batch_size, num_dim, generator=_generator(seed, _INPUTS, batch))
         self.inputs = inputs.to(device)
         self._shapes = {name: tensor.shape for name, tensor in self.teacher.items()}
-        self._evaluator = MLPEvaluator(self.model, self.inputs, self.inputs.new_zeros(batch_size, 1))
+        self._evaluator = MLPEvaluator(
+            self.model, self.inputs, self.inputs.new_zeros(batch_size, 1)
+        )
         # The teacher runs through the same evaluator as its students: its own loss is exactly 0.
         self.targets = self._evaluator.outputs(self.teacher)
         self._evaluator = replace(self._evaluator, targets=self.targets)
@@ -144,8 +146,8 @@ class TeacherStudent:
         # Blocks bound the memory of the stored activations and keep them in cache. A surrogate that
         # draws sees the batch whole: its scale may be the extremes of all pre-activations.
         drawn = hasattr(surrogate, "draw") or hasattr(weight_surrogate, "draw")
-        block = size if drawn else max(1024, 2**18 // self.model.num_dim)
-        for a, b in pop.chunks(size, block):
+        block = max(1024, 2**18 // self.model.num_dim)
+        for a, b in [(0, size)] if drawn else pop.chunks(size, block):
             outputs = self.model.surrogate_forward(
                 leaves, self.inputs[a:b], surrogate, weight_surrogate
             )
@@ -158,6 +160,4 @@ class TeacherStudent:
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         """Loss differences over ±epsilon of every weight, float64, by sparse flips."""
         check_params(params, self._shapes)
-        return coordinates.mlp_differences(
-            self.model, self.inputs, self.targets, params, epsilon
-        )
+        return coordinates.mlp_differences(self.model, self.inputs, self.targets, params, epsilon)

@@ -1,7 +1,7 @@
 r"""Functions whose smoothed loss is known in closed form: the referees of the estimators.
 
-Parameters are ``{"x": (num_dim,)}`` in float64. For :math:`x \sim N(\mu, \sigma^2 I)` every function
-here has an analytic :math:`J(\mu, \sigma) = E f(x)`.
+Parameters are ``{"x": (num_dim,)}`` in float64. For :math:`x \sim N(\mu, \sigma^2 I)` every
+function here has an analytic :math:`J(\mu, \sigma) = E f(x)`.
 """
 
 from __future__ import annotations

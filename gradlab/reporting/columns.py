@@ -24,7 +24,10 @@ from typing import Any
 import pandas as pd
 
 REPLICATES = ("init", "batch", "repeat")
-PROBLEM = ("objective", "function", "depth", "activation", "weight", "batch_size", "student")
+PROBLEM = (
+    "objective", "function", "depth", "activation", "weight", "gain", "batch_size", "student",
+    "step_layers",
+)  # fmt: skip
 NOT_A_SETTING = {
     *REPLICATES, *PROBLEM, "num_dim", "schema", "study", "seed", "threads", "device", "hash",
     "cell", "estimator", "label", "method", "condition", "layer", "reference", "budget",
@@ -42,6 +45,8 @@ OPTIONS = {
     "sigma_gradient", "weight_surrogate",
 }  # fmt: skip
 STUDENTS = ("fresh", "converged")
+STEP_LAYERS = ("all", "hidden", "output")
+JOINED = ("hidden", "all")  # what gradient_quality calls groups of layers
 ACTIVATIONS = ("binary", "ternary", "2bit", "full")
 SYMBOLS = {"sigma": "σ", "epsilon": "ε", "beta": "β", "population": "P"}
 STE_ORDER = ("hardtanh", "steep", "swish_sign", "polynomial", "identity", "relu")
@@ -108,7 +113,7 @@ def annotate(frame: pd.DataFrame) -> pd.DataFrame:
     if "label" not in frame:
         frame["label"] = frame["estimator"]
     frame["label"] = frame["label"].fillna(frame["estimator"]).astype(str)
-    for column in [c for c in frame if str(frame[c].dtype) == "object"]:
+    for column in frame.columns[frame.dtypes.astype(str) == "object"]:
         frame[column] = [str(v) if isinstance(v, (list, dict)) else v for v in frame[column]]
     for column in frame.columns.intersection(list(MEASUREMENTS)):
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
@@ -213,6 +218,9 @@ def phrase(column: str, value: object) -> str:
     >>> phrase("student", "fresh"), phrase("activation", "binary"), phrase("normalize", "global")
     ('fresh student', 'binary activations', 'normalize global')
     """
+    if column == "step_layers":
+        return {"all": "all layers step", "hidden": "hidden layers step",
+                "output": "output layer steps"}.get(str(value), f"{value} step")  # fmt: skip
     forms = {
         "student": "{} student",
         "activation": "{} activations",
@@ -235,22 +243,37 @@ def layer_name(layer: str) -> str:
 
 
 def layer_order(layers: pd.Series) -> list[str]:
-    """The distinct layers, first to last, with ``all`` at the end."""
+    """The distinct layers, first to last, then the groups ``hidden`` and ``all``."""
 
-    def position(layer: str) -> tuple[bool, list[tuple[int, str]]]:
+    def position(layer: str) -> tuple[int, list[tuple[int, str]]]:
         parts = [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", layer)]
-        return layer == "all", parts
+        return JOINED.index(layer) + 1 if layer in JOINED else 0, parts
 
     return sorted(layers.dropna().astype(str).unique(), key=position)
+
+
+def single_layers(layers: pd.Series) -> list[str]:
+    """The distinct layers without the groups of layers."""
+    return [layer for layer in layer_order(layers) if layer not in JOINED]
+
+
+def layer_title(layer: str) -> str:
+    """A layer as the title of a panel or column.
+
+    >>> [layer_title(layer) for layer in ("layers.0.weight", "hidden", "all")]
+    ['layer 1', 'hidden layers', 'all layers']
+    """
+    return f"{layer} layers" if layer in JOINED else f"layer {layer_name(layer)}"
 
 
 def reference_name(reference: str) -> str:
     """The reference gradient in words.
 
-    >>> reference_name("cdg"), reference_name("smoothed_gradient")
-    ('CDG', 'smoothed gradient')
+    >>> reference_name("cdg"), reference_name("smoothed")
+    ('CDG', 'the smoothed gradient')
     """
-    return str(reference).replace("_", " ").replace("cdg", "CDG").replace("nes", "NES")
+    names = {"cdg": "CDG", "smoothed": "the smoothed gradient", "reference": "the reference"}
+    return names.get(str(reference), str(reference).replace("_", " "))
 
 
 def family(estimator: str, surrogate: object, label: str) -> str:
@@ -318,12 +341,14 @@ def reference_method(known: pd.DataFrame) -> str | None:
 def conditions(frame: pd.DataFrame) -> list[str]:
     """The conditions of an annotated table: fresh before converged, binary before full."""
 
-    def position(condition: str) -> tuple[int, int, list[tuple[int, float, str]]]:
+    def position(condition: str) -> tuple[Any, ...]:
         student = next((i for i, s in enumerate(STUDENTS) if f"{s} student" in condition), 9)
         bits = next((i for i, a in enumerate(ACTIVATIONS) if f"{a} activ" in condition), 9)
         plain = condition.replace(",", "")
         parts = [(1, float(p), "") if re.fullmatch(r"\d+(\.\d+)?", p) else (0, 0.0, p)
                  for p in re.split(r"(\d+(?:\.\d+)?)", plain)]  # fmt: skip
-        return student, bits, parts
+        moved = [phrase("step_layers", layers) for layers in STEP_LAYERS]
+        step = next((i for i, words in enumerate(moved) if words in condition), 9)
+        return student, step, bits, parts
 
     return sorted(frame["condition"].unique(), key=position)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import io
+import re
 import sys
 import types
 from collections.abc import Sequence
@@ -168,11 +169,11 @@ def draw_one(name: str, study: StoredStudy) -> Drawn:
     for path, content in zip(paths, files.values(), strict=True):
         write_bytes(path, content)
     note = str(frame.attrs.get("note", ""))
-    embedded = _without_note(figure, files["svg"], described["svg"])
+    embedded = _without_note(figure, files["svg"])
     return Drawn(name, title, caption, note, paths, embedded)
 
 
-def render(figure: Figure, ending: str, metadata: dict[str, Any], **options: Any) -> bytes:
+def render(figure: Figure, ending: str, metadata: dict[str, Any]) -> bytes:
     """A figure's bytes, the same for the same figure and metadata."""
     import matplotlib as mpl
 
@@ -180,24 +181,24 @@ def render(figure: Figure, ending: str, metadata: dict[str, Any], **options: Any
     settings: dict[Any, Any] = {"svg.hashsalt": "gradlab", "svg.fonttype": "path"}
     buffer = io.BytesIO()
     with mpl.rc_context(settings):
-        figure.savefig(buffer, format=ending, dpi=DPI, metadata=metadata, **options)
+        figure.savefig(buffer, format=ending, dpi=DPI, metadata=metadata)
     figure.set_layout_engine("none")  # the layout is made once, and stays
     return buffer.getvalue()
 
 
-def _without_note(figure: Figure, svg: bytes, metadata: dict[str, Any]) -> bytes:
+def _without_note(figure: Figure, svg: bytes) -> bytes:
     """The SVG cut off above the note at the figure's foot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.transforms import Bbox
 
     note = next((text for text in figure.texts if text.get_gid() == "note"), None)
-    if note is None:
+    size = re.search(rb'height="([\d.]+)pt" viewBox="0 0 ([\d.]+) [\d.]+"', svg)
+    if note is None or size is None or not note.get_text():
         return svg
     renderer: Any = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    foot = note.get_window_extent(renderer).y1 / figure.dpi
-    width, height = figure.get_size_inches()
-    note.set_visible(False)
-    return render(figure, "svg", metadata, bbox_inches=Bbox([[0, foot], [width, height]]))
+    foot = 72 * note.get_window_extent(renderer).y1 / figure.dpi
+    height = f"{float(size[1]) - foot - 2:.2f}".encode()
+    head = b'height="%bpt" viewBox="0 0 %b %b"' % (height, size[2], height)
+    return svg[: size.start()] + head + svg[size.end() :]
 
 
 def _metadata(

@@ -137,10 +137,12 @@ def loss_decrease(table: pd.DataFrame) -> list[Finding]:
     best = Best(plain)
     conditions = columns.conditions(plain)
     first = conditions[0]
-    found = [finding for condition in conditions for finding in winners(best, condition)]
+    found = winners(best, first)
     for write_shares in (straight_through, nes, local):
         found += write_shares(best, first)
     found += unresolved(best, first)
+    for condition in conditions[1:4]:
+        found += elsewhere(best, condition)
     found += effects(frame)
     found += learning_rates(best)
     found += unseen_batch(best, first)
@@ -203,13 +205,13 @@ def winners(best: Best, condition: str) -> list[Finding]:
 
 
 def _shares(best: Best, condition: str, num_dim: int, methods: list[str]) -> list[str]:
-    """``94 % [91, 97] (name)`` for each method, the best first; at most six."""
+    """``94 % [91, 97] with name`` for each method, the best first; at most six."""
     found = [(method, best.share(condition, num_dim, method)) for method in methods]
     known = [(m, s) for m, s in found if s["ratio"] == s["ratio"]]
     known.sort(key=lambda pair: -pair[1]["ratio"])
     if len(known) > 6:
         known = [*known[:4], *known[-2:]]
-    return [f"{percent(share)} ({method})" for method, share in known]
+    return [f"{percent(share)} with {method}" for method, share in known]
 
 
 def _n(best: Best, condition: str, num_dim: int) -> int:
@@ -237,7 +239,7 @@ def _kept(best: Best, condition: str, methods: list[str], opening: str) -> str:
 
 def straight_through(best: Best, condition: str) -> list[Finding]:
     """How much of CDG's decrease each surrogate keeps, at the largest and smallest num_dim."""
-    opening = "Of CDG's best loss decrease{}, straight-through steps keep"
+    opening = "Of CDG's best loss decrease{}, straight-through steps reach"
     text = _kept(best, condition, best.of("ste", "rounding"), opening)
     return [Finding("Straight-through", text)] if text else []
 
@@ -245,7 +247,7 @@ def straight_through(best: Best, condition: str) -> list[Finding]:
 def nes(best: Best, condition: str) -> list[Finding]:
     """How NES approaches CDG with its population."""
     methods = best.of("nes")
-    text = _kept(best, condition, methods, "Of CDG's best decrease{}, weight-space NES keeps")
+    text = _kept(best, condition, methods, "Of CDG's best decrease{}, weight-space NES reaches")
     if text and best.known.loc[methods, "population"].nunique() > 1:
         text += " Its sizes are nested prefixes of one sample, so their errors are correlated."
     return [Finding("NES", text)] if text else []
@@ -255,7 +257,7 @@ def local(best: Best, condition: str) -> list[Finding]:
     """Local NES and the matched STE, and the NES population they are worth."""
     methods = best.of("local", "matched")
     opening = ("Of CDG's best decrease{}, noise on the pre-activations instead of the weights "
-               "keeps")  # fmt: skip
+               "reaches")  # fmt: skip
     text = _kept(best, condition, methods, opening)
     if not text:
         return []
@@ -274,6 +276,20 @@ def local(best: Best, condition: str) -> list[Finding]:
             text += (f" With {passes(cost[cheapest])}, {cheapest} goes further than {most} with "
                      f"{cost[most]:,.0f}.")  # fmt: skip
     return [Finding("Local noise", text)]
+
+
+def elsewhere(best: Best, condition: str) -> list[Finding]:
+    """Under a further condition: who leads, and everybody's share of CDG's decrease."""
+    text = winners(best, condition)[0].text
+    others = [method for method in best.known.index if method != best.cdg]
+    num_dims = best.compared(condition)
+    shares = _shares(best, condition, num_dims[-1], others) if num_dims else []
+    if shares:
+        n = _n(best, condition, num_dims[-1])
+        which = "the largest and smallest shares" if len(others) > 6 else "the shares"
+        text += (f" Of CDG's best decrease{at_num_dim(num_dims[-1:])}, {which} are "
+                 f"{listed(shares)} ({sample(n)}, paired).")  # fmt: skip
+    return [Finding(condition[0].upper() + condition[1:], text)]
 
 
 def unresolved(best: Best, condition: str) -> list[Finding]:

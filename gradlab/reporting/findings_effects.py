@@ -12,7 +12,7 @@ from gradlab.reporting.wording import at_num_dim, listed, percent, sample
 def write(frame: pd.DataFrame) -> list[Finding]:
     """One finding per varied scale and per varied categorical choice, at the largest num_dim."""
     frame = frame[frame["num_dim"] == frame["num_dim"].max()]
-    found = []
+    found: list[Finding] = []
     for scale in ("epsilon", "sigma"):
         if scale in frame and frame.groupby("estimator")[scale].nunique().max() > 1:
             found += _scale(frame[frame[scale].notna()], scale)

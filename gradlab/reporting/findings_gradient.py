@@ -41,7 +41,7 @@ def gradient_quality(table: pd.DataFrame) -> list[Finding]:
 
 
 def _layer_list(rows: pd.DataFrame) -> list[str]:
-    return [layer for layer in columns.layer_order(rows["layer"]) if layer != "all"]
+    return columns.single_layers(rows["layer"])
 
 
 def _reference(frame: pd.DataFrame, reference: str, place: str) -> list[Finding]:
@@ -49,7 +49,7 @@ def _reference(frame: pd.DataFrame, reference: str, place: str) -> list[Finding]
     name = columns.reference_name(reference)
     if column not in frame or frame[column].isna().all():
         return [Finding("Reference", f"Cosines are to {name}, taken as exact{place}.")]
-    own = frame[frame["layer"] != "all"].groupby("layer")[column].mean()
+    own = frame[~frame["layer"].isin(columns.JOINED)].groupby("layer")[column].mean()
     worst = own.idxmin()
     text = (f"Cosines are to {name}, whose two halves agree to {cosine(own.min())} or better in "
             f"every layer{place}.")  # fmt: skip
@@ -88,11 +88,11 @@ def _layers(here: pd.DataFrame, frame: pd.DataFrame, place: str) -> list[Finding
         head = f"layers {columns.layer_name(layers[0])} to {columns.layer_name(layers[-1])}"
     text = f"Cosines in {head}{place}, {which}: {'; '.join(shown)} ({sample(n)})."
     found = [Finding("Direction", text)]
-    if len(layers) > 1 and len(wide) > 1:
-        worst = wide[layers].idxmin(axis=1)
-        first = sum(worst == layers[0])
-        found.append(Finding("Depth", f"The first layer is the worst one for {first} of "
-                             f"{len(wide)} estimators{place}."))  # fmt: skip
+    uneven = wide.loc[wide[layers].max(axis=1) > wide[layers].min(axis=1), layers]
+    if len(layers) > 1 and len(uneven) > 1:
+        first = int((uneven.idxmin(axis=1) == layers[0]).sum())
+        text = f"The first layer is the worst one for {first} of {len(uneven)} estimators{place}."
+        found.append(Finding("Depth", text))
     return found
 
 
@@ -126,22 +126,29 @@ def _bits(frame: pd.DataFrame) -> list[Finding]:
     if "activation" not in frame or frame["activation"].nunique() < 2:
         return []
     rows = frame[frame["num_dim"] == frame["num_dim"].max()]
-    layer = "all" if (rows["layer"] == "all").any() else rows["layer"].iloc[0]
-    rows = rows[rows["layer"] == layer]
+    layer = _joined(rows)
     known = columns.methods(frame)
     chosen = [m for m in known.index if known.loc[m, "family"] in ("ste", "matched")][:1]
-    chosen = chosen or [known.index[0]]
-    table = summaries.over_inits(rows[rows["method"] == chosen[0]], ["activation"], "cosine")
-    measured = {row["activation"]: row for row in table.to_dict("records")}
-    values = [
-        f"{name} {_with_interval(measured[name])}"
-        for name in columns.ACTIVATIONS
-        if name in measured
-    ]
-    n = int(table["n"].max())
+    method = (chosen or list(known.index))[0]
+    rows = rows[(rows["layer"] == layer) & (rows["method"] == method)]
+    rows = rows.assign(panel=columns.conditions_apart_from(rows, ["activation"]))
+    parts, n = [], 0
+    for panel, group in rows.groupby("panel", sort=True):
+        table = summaries.over_inits(group, ["activation"], "cosine")
+        found = {row["activation"]: row for row in table.to_dict("records")}
+        names = [name for name in columns.ACTIVATIONS if name in found]
+        values = listed(f"{name} {_with_interval(found[name])}" for name in names)
+        parts.append(f"{values} ({panel})" if panel else values)
+        n = max(n, int(table["n"].max()))
     place = at_num_dim(list(rows["num_dim"]))
-    text = f"Cosine of {chosen[0]} over all layers{place}: {listed(values)} ({sample(n)})."
-    return [Finding("Activation bits", text)]
+    text = f"Cosine of {method}, {columns.layer_title(layer)}{place}: {'; '.join(parts)}"
+    return [Finding("Activation bits", f"{text} ({sample(n)}).")]
+
+
+def _joined(rows: pd.DataFrame) -> str:
+    """The group of layers that says most: the hidden ones, since the output layer is easy."""
+    present = [layer for layer in columns.JOINED if (rows["layer"] == layer).any()]
+    return present[0] if present else str(rows["layer"].iloc[0])
 
 
 def _error(frame: pd.DataFrame, place: str) -> list[Finding]:
@@ -149,10 +156,11 @@ def _error(frame: pd.DataFrame, place: str) -> list[Finding]:
     needed = ["relative_bias", "relative_variance"]
     if any(c not in frame or frame[c].isna().all() for c in needed):
         return []
-    rows = frame[frame["layer"] == "all"] if (frame["layer"] == "all").any() else frame
+    layer = _joined(frame)
+    rows = frame[frame["layer"] == layer]
     table = rows.groupby("method")[needed].mean()
     table = table.loc[[m for m in columns.methods(frame).index if m in table.index]].dropna()
-    larger = table["relative_bias"] > table["relative_variance"]
+    larger = table["relative_bias"] ** 2 > table["relative_variance"]
     biased = [method for method in table.index if larger[method]]
     noisy = [m for m in table.index if m not in biased]
     parts = []
@@ -160,7 +168,11 @@ def _error(frame: pd.DataFrame, place: str) -> list[Finding]:
         parts.append(f"bias outweighs variance for {listed(biased)}")
     if noisy:
         parts.append(f"variance outweighs bias for {listed(noisy)}")
-    return [Finding("Error", f"Over all layers{place}, {'; '.join(parts)}.")] if parts else []
+    return (
+        [Finding("Error", f"In the {columns.layer_title(layer)}{place}, {'; '.join(parts)}.")]
+        if parts
+        else []
+    )
 
 
 def _against_published(table: pd.DataFrame) -> list[Finding]:

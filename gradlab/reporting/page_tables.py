@@ -144,9 +144,7 @@ def _gradient_quality(frame: pd.DataFrame) -> list[Grid]:
     layers = columns.layer_order(frame["layer"])
     more = [c for c in ("relative_bias", "relative_variance", "split_half_cosine") if c in frame]
     header = [(heading, numeric) for _, heading, numeric in keys]
-    for layer in layers:
-        name = columns.layer_name(layer)
-        header.append(("all layers" if name == "all" else f"layer {name}", True))
+    header += [(columns.layer_title(layer), True) for layer in layers]
     header += [(c.replace("_", " "), True) for c in more]
     header += [("passes", True)] if "forward_passes" in frame else []
     header += [("seconds", True)] if "seconds" in frame else []

@@ -45,12 +45,12 @@ def _binaryduo() -> list[Published]:
         "2bit": (0.9752, 0.9755, 0.9847, 0.9747),
         "full": (1.0, 1.0, 1.0, 1.0),
     }
-    layers = ["layers.0.weight", "layers.1.weight", "layers.2.weight", "all"]
+    layers = ["layers.0.weight", "layers.1.weight", "layers.2.weight", "hidden"]
     return [
         Published(
             BINARYDUO,
             f"cosine of STE to CDG, {columns.phrase('activation', activation)}, "
-            + ("all layers" if layer == "all" else f"layer {columns.layer_name(layer)}"),
+            + ("all three" if layer == "hidden" else columns.layer_title(layer)),
             {"family": "ste", "surrogate": "hardtanh", "activation": activation, "layer": layer},
             value,
             needs={"num_dim": 32, "reference": "cdg"},
@@ -95,10 +95,14 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     known = columns.methods(frame)["family"]
     frame["family"] = frame["method"].map(known)
     results: list[dict[str, Any]] = []
+    # What else the study varied (the gain of the initial weights) is compared case by case.
+    frame["case"] = columns.conditions_apart_from(frame, ["activation"])
     for source in (_binaryduo(), _targets()):
-        rows = [_row(frame, number) for number in source]
-        if any(row["verdict"] != "NOT RUN" for row in rows):
-            results += rows
+        for case, group in frame.groupby("case", sort=True):
+            rows = [_row(group, number) for number in source]
+            if any(row["verdict"] != "NOT RUN" for row in rows):
+                suffix = f" ({case!s})" if case else ""
+                results += [{**row, "what": row["what"] + suffix} for row in rows]
     return pd.DataFrame(results)
 
 

@@ -23,12 +23,17 @@ def dumps(spec: Mapping[str, Any]) -> str:
     plain, blocks = [], []
     for key, value in spec.items():
         if isinstance(value, Mapping):
-            blocks.append("\n".join([f"[{key}]", *_lines(value)]))
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            blocks += ["\n".join([f"[[{key}]]", *_lines(entry)]) for entry in value]
+            blocks.append("\n".join([f"[{_key(key)}]", *_lines(value)]))
+        elif _is_array_of_tables(value):
+            blocks += ["\n".join([f"[[{_key(key)}]]", *_lines(entry)]) for entry in value]
         elif value is not None:
             plain.append(f"{_key(key)} = {_value(value)}")
     return "\n\n".join(filter(None, ["\n".join(plain), *blocks])) + "\n"
+
+
+def _is_array_of_tables(value: Any) -> bool:
+    listed = isinstance(value, list) and bool(value)
+    return listed and all(isinstance(entry, Mapping) for entry in value)
 
 
 def _lines(table: Mapping[str, Any]) -> list[str]:

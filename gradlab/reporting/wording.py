@@ -43,8 +43,8 @@ def percent(share: Mapping[str, float]) -> str:
     '94 %'
     """
     shown = [100 * share[key] for key in ("ratio", "low", "high")]
-    # A narrow interval, or a value near zero or one hundred, deserves a decimal.
-    close = shown[2] - shown[1] < 3 or abs(shown[0]) < 5 or 0 < abs(shown[0] - 100) < 3
+    # A narrow interval deserves a decimal.
+    close = shown[2] - shown[1] < 3
     mean, low, high = (f"{v:.1f}" if close else f"{v:.0f}" for v in shown)
     return f"{mean} %" + (f" [{low}, {high}]" if all(map(math.isfinite, shown)) else "")
 

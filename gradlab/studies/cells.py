@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from gradlab import estimators, objectives
+from gradlab.estimators import GradientEstimate
 from gradlab.estimators.ste import surrogate_label
 from gradlab.objectives import Objective
 from gradlab.studies.base import Cell, Row
 
-# Batches that no study counts up to: judges of a step, training data of converged students.
+# Batches that no study counts up to: judges of a step, training data of converged students, and
+# those of trajectories, which count steps below and batches above this bit.
 FRESH_BATCHES = 2**30
 TRAINING_BATCHES = 2**31
+TRAJECTORY_BATCHES = 2**32
+
+# How a converged student is trained where the spec does not say.
+TRAINING = {"steps": 2000, "batch_size": 16000}
+
+# Estimators that take any objective; and the size of the rehearsal of all others.
+_TAKES_ANY_OBJECTIVE = ("cdg", "nes")
+_REHEARSAL_EXAMPLES = 64
 
 
 def derived_seed(cell: Cell, *coordinates: int) -> int:
@@ -51,6 +62,67 @@ def generator_of(cell: Cell, repeat: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def require_runnable(cell: Cell) -> None:
+    """Refuse an estimator, objective and student that do not go together, in one sentence.
+
+    What an estimator asks of an objective is its own affair, so it is tried: one estimate on a few
+    examples, once for each pair of them.
+
+    Raises:
+        ValueError: as the estimator itself would say it in the middle of a sweep.
+    """
+    if cell["student"]["state"] == "converged" and cell["objective"]["name"] != "teacher_student":
+        raise ValueError(
+            'student.state = "converged" needs the objective teacher_student: use "fresh".'
+        )
+    if cell["estimator"]["name"] not in _TAKES_ANY_OBJECTIVE:
+        _rehearse(json.dumps([cell["objective"], cell["estimator"]], sort_keys=True))
+
+
+@lru_cache(maxsize=4096)
+def _rehearse(text: str) -> None:
+    objective, estimator = json.loads(text)
+    if "batch_size" in objective:
+        objective["batch_size"] = min(objective["batch_size"], _REHEARSAL_EXAMPLES)
+    if estimator.get("population"):
+        estimator["population"] = 8
+    cell = {"seed": 0, "init": 0, "batch": 0, "objective": objective, "estimator": estimator}
+    small = objective_of(cell)
+    params = small.initial_params(0)
+    try:
+        estimator_of(cell).estimate(small, params, generator=generator_of(cell))
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{estimator['name']} fails on {objective['name']} with these options "
+            f"({type(error).__name__}: {error}): choose others."
+        ) from error
+
+
+def share_of(estimate: GradientEstimate, largest: GradientEstimate) -> float:
+    """A nested population's share of the time of the one pass that served all of them."""
+    if largest.forward_passes <= 0:
+        return 1.0
+    return estimate.forward_passes / largest.forward_passes
+
+
+def student_label(student: Cell) -> str:
+    """The student's state, with what is unusual about its training.
+
+    >>> student_label({"state": "fresh"})
+    'fresh'
+    >>> student_label({"state": "converged", "steps": 500, "batch_size": 16000})
+    'converged (500 steps)'
+    """
+    unusual = [
+        f"{student[key]} {words}"
+        for key, words in (("steps", "steps"), ("batch_size", "examples"))
+        if student.get(key, TRAINING[key]) != TRAINING[key]
+    ]
+    return student["state"] + (f" ({', '.join(unusual)})" if unusual else "")
+
+
 def _column(value: Any) -> Any:
     if isinstance(value, dict) and "name" in value:
         return surrogate_label(value)
@@ -75,19 +147,24 @@ def key_columns(
         ("objective" if key == "name" else key): value for key, value in cell["objective"].items()
     }
     device = objective.pop("device", "cpu")
-    settings = {k: _column(v) for k, v in cell["settings"].items() if k not in leave_out}
-    return {
+    problem = {
         "study": cell["study"],
         **objective,
-        "student": cell["student"]["state"],
+        "student": student_label(cell["student"]),
         "init": cell["init"],
         "batch": cell["batch"],
         "estimator": name,
         "label": estimators.label(name, options),
-        **{key: _column(value) for key, value in options.items() if value is not None},
-        **settings,
-        "device": device,
     }
+    settings = {k: _column(v) for k, v in cell["settings"].items() if k not in leave_out}
+    # An option called like another column is told apart by its estimator (sr_ste_normalize).
+    taken = {*problem, *settings, *cell["settings"], "device"}
+    own = {
+        (f"{name}_{key}" if key in taken else key): _column(value)
+        for key, value in options.items()
+        if value is not None
+    }
+    return {**problem, **own, **settings, "device": device}
 
 
 def populations_of(cell: Cell) -> list[int | None]:

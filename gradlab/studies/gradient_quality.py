@@ -6,13 +6,16 @@ of two independent local-NES estimates, whose agreement is the reference's own s
 
 Rows are per repeat and layer; ``hidden`` joins the hidden layers, ``all`` joins everything. Over R
 repeats with mean ḡ and summed variance V, ``relative_variance`` is V/‖ref‖² and ``relative_bias``
-√(‖ḡ - ref‖² - V/R)/‖ref‖, the mean's own noise taken out. The split-half cosine needs no reference.
+√(‖ḡ - ref‖² - V/R - N)/‖ref‖: the noise of the mean and that of the reference (N, a quarter of the
+squared distance of its halves) are taken out, so that an unbiased estimator scatters around 0, cut
+off below. Both need two repeats. The split-half cosine needs no reference.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from gradlab import estimators
 from gradlab.estimators import GradientEstimate, cosine
+from gradlab.estimators.base import split_half_cosine
 from gradlab.evaluation import Params
 from gradlab.objectives import LayeredObjective
 from gradlab.studies import cells
@@ -56,6 +60,7 @@ class GradientQuality:
 
     def validate(self, cell: Cell) -> None:
         """Refuse combinations that cannot run; nothing is computed."""
+        cells.require_runnable(cell)
         smoothed = cell["settings"]["reference"] == "smoothed"
         if smoothed and cell["objective"].get("weight", "real") != "real":
             raise ValueError(
@@ -80,7 +85,7 @@ class GradientQuality:
         settings = GradientQualitySettings.model_validate(cell["settings"])
         objective = cells.objective_of(cell)
         params = student_of(cell, scratch)
-        reference, agreement = _reference(cell, settings, params, scratch)
+        reference = _reference(cell, settings, params, scratch)
         estimator = cells.estimator_of(cell)
         repeats: list[list[GradientEstimate]] = []
         seconds: list[float] = []
@@ -91,18 +96,18 @@ class GradientQuality:
             seconds.append(time.perf_counter() - clock)
         rows: list[Row] = []
         layered = isinstance(objective, LayeredObjective)
+        # Of the two reference widths only the one that was used is a column.
+        unused = "sigma" if settings.reference == "cdg" else "epsilon"
+        leave_out = ("repeats", "reference_passes", f"reference_{unused}")
         for index, population in enumerate(cells.populations_of(cell)):
-            key = cells.key_columns(cell, population, leave_out=("repeats", "reference_passes"))
-            # Of the two reference widths only the one that was used is a column.
-            unused = "sigma" if settings.reference == "cdg" else "epsilon"
-            key.pop(f"reference_{unused}")
+            key = cells.key_columns(cell, population, leave_out=leave_out)
             nested = [estimates[index] for estimates in repeats]
             for layer, names in _groups(params, layered).items():
-                target = _joined(reference, names)
+                target = _joined(reference.gradient, names)
                 gradients = torch.stack([_joined(e.gradient, names) for e in nested])
-                bias, variance = _bias_and_variance(gradients, target)
+                bias, variance = _bias_and_variance(gradients, target, reference.noise(names))
                 for repeat, estimate in enumerate(nested):
-                    share = estimate.forward_passes / max(repeats[0][-1].forward_passes, 1.0)
+                    share = cells.share_of(estimate, repeats[repeat][-1])
                     rows.append(
                         {
                             **key,
@@ -110,12 +115,12 @@ class GradientQuality:
                             "layer": layer,
                             **_agreement(gradients[repeat], target),
                             "split_half_cosine": number(
-                                estimate.diagnostics.get(f"split_half_cosine/{layer}", math.nan)
+                                split_half_cosine(estimate.diagnostics, names)
                             ),
                             "relative_bias": number(bias),
                             "relative_variance": number(variance),
                             "reference": settings.reference,
-                            "reference_split_half_cosine": number(agreement.get(layer, math.nan)),
+                            "reference_split_half_cosine": number(reference.agreement(names)),
                             "forward_passes": estimate.forward_passes,
                             "backward_passes": estimate.backward_passes,
                             "seconds": seconds[repeat] * share,
@@ -129,8 +134,7 @@ def _groups(params: Params, layered: bool) -> dict[str, list[str]]:
     groups = {name: [name] for name in names}
     if layered and len(names) > 2:
         groups["hidden"] = names[:-1]
-    if len(names) > 1:
-        groups["all"] = names
+    groups["all"] = names
     return groups
 
 
@@ -150,54 +154,74 @@ def _agreement(gradient: Tensor, reference: Tensor) -> Row:
     }
 
 
-def _bias_and_variance(gradients: Tensor, reference: Tensor) -> tuple[float, float]:
+def _bias_and_variance(
+    gradients: Tensor, reference: Tensor, reference_noise: float
+) -> tuple[float, float]:
     """Relative bias and variance of the rows of ``(R, d)``; NaN for a single repeat."""
     scale = float(reference.norm())
     if len(gradients) < 2 or scale == 0:
         return math.nan, math.nan
     variance = float(gradients.var(dim=0, correction=1).sum())
     offset = float((gradients.mean(dim=0) - reference).square().sum())
-    bias = math.sqrt(max(offset - variance / len(gradients), 0.0))
+    bias = math.sqrt(max(offset - variance / len(gradients) - reference_noise, 0.0))
     return bias / scale, variance / scale**2
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A reference gradient, and the two independent halves it is the mean of, if it is sampled."""
+
+    gradient: Params
+    halves: tuple[Params, Params] | None = None
+
+    def noise(self, names: list[str]) -> float:
+        """Its expected squared distance from the converged gradient: a quarter of the halves'."""
+        if self.halves is None:
+            return 0.0
+        first, second = (_joined(half, names) for half in self.halves)
+        return float((first - second).square().sum()) / 4
+
+    def agreement(self, names: list[str]) -> float:
+        """Its split-half cosine; NaN where nothing is sampled."""
+        if self.halves is None:
+            return math.nan
+        return cosine(*(_joined(half, names) for half in self.halves))
 
 
 def _reference(
     cell: Cell, settings: GradientQualitySettings, params: Params, scratch: Path
-) -> tuple[Params, dict[str, float]]:
-    """The reference gradient and its own split-half cosine per group of layers."""
+) -> _Reference:
+    """The reference of the cell's init and batch, computed once and kept."""
     identity = {
         key: cell[key] for key in ("seed", "threads", "objective", "student", "init", "batch")
     }
-    identity |= settings.model_dump(exclude={"repeats"})
+    sampled = settings.reference == "smoothed"
+    fields = {"reference", "reference_sigma", "reference_passes"}
+    identity |= settings.model_dump(
+        include=fields if sampled else {"reference", "reference_epsilon"}
+    )
+    objective = cells.objective_of(cell)
 
-    def compute() -> Params:
-        objective = cells.objective_of(cell)
-        if settings.reference == "cdg":
-            estimator = estimators.create("cdg", epsilon=settings.reference_epsilon)
-            return estimator.estimate(
-                objective, params, generator=cells.generator_of(cell)
-            ).gradient
-        halves = {}
+    def differences() -> Params:
+        cdg = estimators.create("cdg", epsilon=settings.reference_epsilon)
+        return cdg.estimate(objective, params, generator=cells.generator_of(cell)).gradient
+
+    def halves() -> Params:
+        passes = settings.reference_passes // 2
+        local = estimators.create("nes_local", sigma=settings.reference_sigma, passes=passes)
+        found = {}
         for half in range(2):
             # A stream that no repeat reaches: the reference is independent of what it judges.
             generator = cells.generator_of(cell, repeat=2**30 + half)
-            estimator = estimators.create(
-                "nes_local",
-                sigma=settings.reference_sigma,
-                passes=settings.reference_passes // 2,
-            )
-            gradient = estimator.estimate(objective, params, generator=generator).gradient
-            halves |= {f"{half}/{name}": tensor for name, tensor in gradient.items()}
-        return halves
+            gradient = local.estimate(objective, params, generator=generator).gradient
+            found |= {f"{half}/{name}": tensor for name, tensor in gradient.items()}
+        return found
 
-    stored = cached(scratch, "reference", identity, compute)
-    if settings.reference == "cdg":
-        return {name: stored[name] for name in params}, {}
-    halves = [{name: stored[f"{half}/{name}"] for name in params} for half in range(2)]
-    mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in params}
-    groups = _groups(params, layered=True)
-    agreement = {
-        layer: cosine(_joined(halves[0], names), _joined(halves[1], names))
-        for layer, names in groups.items()
-    }
-    return mean, agreement
+    stored = cached(scratch, "reference", identity, halves if sampled else differences)
+    if not sampled:
+        return _Reference({name: stored[name].to(w.device) for name, w in params.items()})
+    first, second = (
+        {name: stored[f"{half}/{name}"].to(w.device) for name, w in params.items()}
+        for half in range(2)
+    )
+    return _Reference({name: (first[name] + second[name]) / 2 for name in params}, (first, second))

@@ -7,11 +7,14 @@ one member of a population on the line :math:`w - \eta\,g`. The decrease is judg
 
 ``update`` asks whether weights should move jointly, layer by layer (the gradient estimated anew
 before each layer's step) or one weight at a time; ``final`` whether the stepped mean or samples
-around it are what is evaluated (the mean over ``final_samples`` draws).
+around it are what is evaluated (the mean over ``final_samples`` draws). ``step_layers`` moves all
+layers, the hidden ones or the output layer alone: the output layer's gradient is easy to estimate
+and brings most of the decrease, so a step of all layers says little about the hidden ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +36,9 @@ from gradlab.studies.students import student_of
 DEFAULT_LR = [float(f"{10 ** (-5 + i / 3):.12g}") for i in range(16)]
 
 
+StepLayers = Literal["all", "hidden", "output"]
+
+
 class LossDecreaseSettings(Settings):
     """Settings of the study.
 
@@ -44,6 +50,7 @@ class LossDecreaseSettings(Settings):
         final: evaluate the stepped weights themselves, or samples around them.
         final_samples: how many samples.
         final_sigma: their standard deviation.
+        step_layers: which layers move; several are measured from the same estimate.
     """
 
     lr: list[PositiveFloat] = pydantic.Field(default=DEFAULT_LR, min_length=1)
@@ -53,6 +60,7 @@ class LossDecreaseSettings(Settings):
     final: Literal["mean", "sample"] = "mean"
     final_samples: Annotated[int, pydantic.Field(ge=1)] = 32
     final_sigma: PositiveFloat = 0.1
+    step_layers: list[StepLayers] = pydantic.Field(default=["all"], min_length=1)
 
 
 class LossDecrease:
@@ -74,10 +82,21 @@ class LossDecrease:
                 'settings.final = "sample" goes with settings.update = "joint" only: choose one.'
             )
 
+        if settings["step_layers"] != ["all"] and settings["update"] != "joint":
+            raise ValueError(
+                'settings.step_layers other than ["all"] goes with settings.update = "joint" only: '
+                "choose one."
+            )
+        if settings["step_layers"] != ["all"] and cell["objective"]["name"] == "test_function":
+            raise ValueError(
+                'a test function has no layers: leave settings.step_layers at ["all"].'
+            )
+
     def forward_passes(self, cell: Cell) -> float:
         """The estimate, every lr, and the same on the fresh batch."""
         settings = cell["settings"]
         judged = len(settings["lr"]) * (2 if settings["fresh"] else 1)
+        judged *= len(settings["step_layers"])
         judged *= settings["final_samples"] if settings["final"] == "sample" else 1
         estimates = 1.0
         if settings["update"] != "joint":
@@ -108,17 +127,17 @@ class LossDecrease:
             # A nested population's time is its share of the one pass that served all.
             share = estimate.forward_passes / max(estimates[-1].forward_passes, 1.0)
             steps = _Steps(settings, estimator, objective, params, estimate, cell)
-            decreases = steps.decreases(judges)
-            key = cells.key_columns(
-                cell, population, leave_out=("lr", "fresh", "final_samples", "final_sigma")
-            )
-            for index, lr in enumerate(settings.lr):
+            no_columns = ("lr", "fresh", "final_samples", "final_sigma", "step_layers")
+            key = cells.key_columns(cell, population, leave_out=no_columns)
+            moved = [(layers, steps.decreases(judges, layers)) for layers in settings.step_layers]
+            for (layers, decreases), index in itertools.product(moved, range(len(settings.lr))):
                 decrease = decreases["loss_decrease"][index]
                 measured = {name: number(values[index]) for name, values in decreases.items()}
                 rows.append(
                     {
                         **key,
-                        "lr": lr,
+                        "step_layers": layers,
+                        "lr": settings.lr[index],
                         "loss_before": number(before),
                         "loss_after": number(before - decrease),
                         **measured,
@@ -151,14 +170,19 @@ class _Steps:
         rounds = {"joint": 1, "layerwise": len(params), "coordinate": num_coordinates(params)}
         self.estimates_per_step = rounds[settings.update]
 
-    def decreases(self, judges: dict[str, Objective]) -> dict[str, Sequence[float]]:
-        """Loss decrease at every lr, on each judge's batch."""
+    def decreases(
+        self, judges: dict[str, Objective], layers: StepLayers
+    ) -> dict[str, Sequence[float]]:
+        """Loss decrease at every lr, on each judge's batch, when these layers move."""
         lrs = self.settings.lr
         if self.settings.update != "joint":
             ends = [self._one_by_one(lr) for lr in lrs]
             stacked = {name: torch.stack([end[name] for end in ends]) for name in self.params}
             return {k: j.decreases(self.params, stacked).tolist() for k, j in judges.items()}
         step = direction(self.gradient, self.settings.normalize)
+        output = list(step)[-1]
+        still = {"all": [], "hidden": [output], "output": [n for n in step if n != output]}
+        step |= {name: torch.zeros_like(step[name]) for name in still[layers]}
         line = LinePopulation(self.params, step, tuple(lrs))
         if self.settings.final == "mean":
             return {k: j.decreases(self.params, line).tolist() for k, j in judges.items()}
@@ -195,6 +219,3 @@ class _Steps:
                 moved[piece] -= (lr * gradient[piece] / norm).to(tensor.dtype)
                 tensor = current[name] = moved.reshape(tensor.shape)
         return current
-
-
-

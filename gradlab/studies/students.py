@@ -18,12 +18,11 @@ from gradlab._registry import unknown
 from gradlab.binary import surrogates
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
-from gradlab.objectives import TeacherStudent
 from gradlab.studies.base import Cell
-from gradlab.studies.cells import TRAINING_BATCHES, derived_seed, objective_of
+from gradlab.studies.cells import TRAINING, TRAINING_BATCHES, derived_seed, objective_of
 
 STATES = ("fresh", "converged")
-DEFAULTS = {"state": "fresh", "steps": 2000, "batch_size": 16000}
+DEFAULTS: dict[str, Any] = {"state": "fresh", **TRAINING}
 _LR = 0.01
 _WINDOW = 100
 
@@ -57,17 +56,15 @@ def student_of(cell: Cell, scratch: Path) -> Params:
     params = objective.initial_params(seed)
     if cell["student"]["state"] == "fresh":
         return params
-    if not isinstance(objective, TeacherStudent):
-        raise ValueError(
-            'student.state = "converged" needs the objective teacher_student: use "fresh".'
-        )
     identity = {
         "seed": seed,
         "objective": {k: v for k, v in cell["objective"].items() if k != "batch_size"},
         "student": cell["student"],
         "threads": cell["threads"],
     }
-    return cached(scratch, "student", identity, lambda: _train(cell, params))
+    trained = cached(scratch, "student", identity, lambda: _train(cell, params))
+    # A file gives its tensors in the order of their names, and on the CPU.
+    return {name: trained[name].to(tensor.device) for name, tensor in params.items()}
 
 
 def _train(cell: Cell, params: Params) -> Params:
@@ -123,8 +120,12 @@ def cached(
     handle, temporary = tempfile.mkstemp(dir=scratch, suffix=".partial")
     os.close(handle)
     try:
-        save_file({name: t.contiguous() for name, t in result.items()}, temporary)
+        save_file({name: t.cpu().contiguous() for name, t in result.items()}, temporary)
         os.replace(temporary, path)
+    except PermissionError:
+        # Windows refuses to replace a file that another worker has open: it holds the same.
+        if not path.exists():
+            raise
     finally:
         Path(temporary).unlink(missing_ok=True)
     return result

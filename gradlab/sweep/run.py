@@ -1,9 +1,7 @@
 """The driver of a sweep: hand missing cells to workers, store each one as it finishes.
 
-The driver alone writes. It hands out no more cells than there are workers, so that no finished
-result waits unstored behind others. When a worker dies (killed, out of memory) nobody can say
-which cell took it down: the cells in flight are suspects, and each is tried again alone, where a
-second death has one culprit. A cell that takes its worker down three times is recorded as failed.
+The driver alone writes. Workers are processes here (:mod:`gradlab.sweep.pool`) or on a cluster
+(:mod:`gradlab.sweep.cluster`); both give every cell's outcome, whatever happens to the workers.
 """
 
 from __future__ import annotations
@@ -11,29 +9,25 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import sys
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from gradlab.sweep import provenance
-from gradlab.sweep.cells import Cell, title
+from gradlab.sweep import cluster, pool, provenance
+from gradlab.sweep.cells import Cell
 from gradlab.sweep.expansion import expand
 from gradlab.sweep.plan import default_jobs, weights
 from gradlab.sweep.progress import Progress
 from gradlab.sweep.spec import Spec, SpecError
 from gradlab.sweep.store import FILE, Store, lock, prepare
 from gradlab.sweep.units import counted
-from gradlab.sweep.worker import Outcome, run_cell, start
+from gradlab.sweep.worker import Outcome
 
 Backend = Literal["loky", "dask"]
-BACKENDS: tuple[Backend, ...] = ("loky", "dask")
-RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -192,7 +186,11 @@ def _run_missing(
     done = sum(cell.hash in settled for cell in cells)
     with Progress(sum(work.values()), len(cells), done, _stream(progress)) as display:
         configs = {cell.hash: cell.config for cell in todo}
-        outcomes = _outcomes(todo, str(scratch), jobs, backend, scheduler, display.say)
+        shared = str(scratch.resolve())
+        if backend == "dask":
+            outcomes = cluster.outcomes(todo, shared, jobs, scheduler)
+        else:
+            outcomes = pool.outcomes(todo, shared, jobs, display.say)
         try:
             with contextlib.closing(outcomes):
                 for outcome in outcomes:
@@ -229,110 +227,8 @@ def _store(store: Store, config: dict[str, Any], outcome: Outcome) -> None:
         store.save_failure(outcome.hash, config, outcome.failure, outcome.provenance)
 
 
-def _outcomes(
-    cells: Sequence[Cell],
-    scratch: str,
-    jobs: int,
-    backend: Backend,
-    scheduler: str | None,
-    say: Callable[[str], None],
-) -> Generator[Outcome, None, None]:
-    """The outcome of every cell, as they finish."""
-    if jobs == 1 and backend == "loky":
-        for cell in cells:
-            yield run_cell(cell.hash, cell.config, scratch)
-        return
-    with _pool(backend, scheduler, jobs):
-        pending = {cell.hash: cell for cell in cells}
-        while pending:
-            flying: set[str] = set()
-            outcomes = _parallel(pending.values(), scratch, jobs, backend, flying)
-            try:
-                with contextlib.closing(outcomes):
-                    for outcome in outcomes:
-                        del pending[outcome.hash]
-                        flying.discard(outcome.hash)
-                        yield outcome
-            except Exception as error:
-                if not flying:  # nothing was handed out: no cell is to blame, and no use to repeat
-                    raise
-                suspects = [pending.pop(key) for key in list(pending) if key in flying]
-                say(f"a worker died ({_first_line(error)}): trying "
-                    f"{counted(len(suspects), 'cell')} again, one at a time.")  # fmt: skip
-                for cell in suspects:
-                    yield _alone(cell, scratch, jobs, backend)
-
-
-def _alone(cell: Cell, scratch: str, jobs: int, backend: Backend) -> Outcome:
-    """Try a suspect again with nothing beside it."""
-    for _ in range(RETRIES):
-        try:
-            (outcome,) = _parallel([cell], scratch, jobs, backend, set())
-        except Exception as error:
-            reason = error
-        else:
-            return outcome
-    failure = (
-        f"The worker died {RETRIES + 1} times while running this cell "
-        f"({title(cell.config)}): out of memory, or killed.\n"
-        f"{type(reason).__name__}: {reason}\n"
-    )
-    return Outcome(cell.hash, failure=failure, provenance=provenance.code())
-
-
-def _parallel(
-    cells: Iterable[Cell], scratch: str, jobs: int, backend: Backend, flying: set[str]
-) -> Generator[Outcome, None, None]:
-    """Outcomes as joblib's workers finish; ``flying`` holds the cells handed out."""
-    import joblib
-
-    options: dict[str, Any] = {"n_jobs": -1, "pre_dispatch": "n_jobs", "batch_size": 1}
-    if backend == "loky":
-        # (With one worker joblib would run in this very process, which must outlive any cell.)
-        options |= {"n_jobs": max(jobs, 2), "backend": "loky"}
-        options |= {"initializer": start, "initargs": (os.getpid(),)}
-
-    def tasks() -> Iterator[Any]:
-        for cell in list(cells):
-            flying.add(cell.hash)
-            yield joblib.delayed(run_cell)(cell.hash, cell.config, scratch)
-
-    outcomes = joblib.Parallel(return_as="generator_unordered", **options)(tasks())
-    try:
-        yield from outcomes
-    finally:
-        # Closing kills the workers of an unfinished run; joblib warns that it does, as asked.
-        with warnings.catch_warnings(action="ignore"):
-            outcomes.close()
-
-
-@contextlib.contextmanager
-def _pool(backend: Backend, scheduler: str | None, jobs: int) -> Iterator[None]:
-    """Where the workers live: joblib's own processes, or a Dask cluster and all its cores."""
-    if backend == "loky":
-        yield
-        return
-    try:
-        from distributed import Client
-    except ImportError:
-        raise SpecError("the Dask backend needs the package distributed: "
-                        "pip install 'gradlab[dask]'.") from None  # fmt: skip
-    import joblib
-
-    # No inner_max_num_threads: Dask's backend refuses it, and each cell sets its own threads.
-    local = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
-    client = Client(scheduler) if scheduler else Client(**local)
-    with client, joblib.parallel_config(backend="dask"):
-        yield
-
-
 def _stream(progress: bool) -> TextIO:
     return sys.stderr if progress else io.StringIO()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:100] if lines[0] else type(error).__name__
 
 
 def _write_json(path: Path, value: Any) -> None:

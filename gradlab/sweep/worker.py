@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.sweep import provenance
+from gradlab.sweep.cells import title
 
 MOST_WARNINGS = 5
+RETRIES = 2  # of a cell whose worker died
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,15 @@ def run_cell(cell_hash: str, config: Mapping[str, Any], scratch: str) -> Outcome
         "warnings": list(notes)[:MOST_WARNINGS],
     }
     return Outcome(cell_hash, tables, failure, facts)
+
+
+def killed(cell_hash: str, config: Mapping[str, Any], error: BaseException | None) -> Outcome:
+    """The outcome of a cell that took its worker down every time."""
+    failure = (
+        f"The worker died {RETRIES + 1} times while running this cell ({title(config)}): "
+        f"out of memory, or killed.\n{type(error).__name__}: {error}\n"
+    )
+    return Outcome(cell_hash, failure=failure, provenance=provenance.code())
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Exact smoothed losses of tiny networks, by enumeration in float64.
 
-Nothing here calls the code under test but for the thresholds and levels of an activation, which
-tests/binary pins down. Gradients are taken by autograd of the enumerated expectation.
+The expectations share no code with the estimators: they use an activation's thresholds and levels,
+which tests/binary pins down, and nothing else. Gradients are autograd's, of the enumerated sum.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gradlab.binary import activations
+from gradlab.estimators import Estimator, GradientEstimate
+from gradlab.evaluation import Params, Population
+from gradlab.evaluation import population as pop
 from gradlab.models import BinarizedMLP
 
 ROOT_2 = math.sqrt(2.0)
@@ -34,7 +38,7 @@ def density(z: Tensor) -> Tensor:
 
 @dataclass
 class Layers:
-    """The least that activation-space estimators ask of an objective: a mean of squared errors."""
+    """The least that sampled estimators ask of an objective, in float64 and without any care."""
 
     model: BinarizedMLP
     inputs: Tensor
@@ -48,6 +52,14 @@ class Layers:
     def activation(self) -> activations.Activation:
         return self.model.activation_function
 
+    def losses(self, population: Population) -> Tensor:
+        members = self.model.effective_weights(pop.members(population))
+        hidden = self.inputs.double()[None]
+        for name in self.layer_names[:-1]:
+            hidden = self.activation.forward(hidden @ members[name].double().mT)
+        outputs = hidden @ members[self.layer_names[-1]].double().mT
+        return ((outputs - self.targets) ** 2).mean(dim=(1, 2))
+
     def expected_losses(self, mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
         return ((mean - targets) ** 2 + variance)[:, 0]
 
@@ -56,6 +68,36 @@ class Layers:
         return Layers(
             self.model, self.inputs.repeat(copies, 1), self.targets.repeat(copies, 1)
         )
+
+
+def problem(
+    num_dim: int,
+    depth: int,
+    activation: str = "binary",
+    weight: str = "real",
+    examples: int = 5,
+    seed: int = 0,
+) -> tuple[Layers, Params]:
+    """A few random examples with random targets, and float32 weights of order one."""
+    model = BinarizedMLP(num_dim, depth, activation, weight)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(examples, num_dim, generator=generator)
+    targets = torch.randn(examples, 1, generator=generator)
+    params = {
+        name: torch.randn(tensor.shape, generator=generator)
+        for name, tensor in model.initial_params(generator).items()
+    }
+    return Layers(model, inputs, targets), params
+
+
+def repeated_estimates(
+    estimator: Estimator, objective: Any, params: Params, seeds: int
+) -> list[GradientEstimate]:
+    """Independent estimates of the same gradient, one per seed."""
+    return [
+        estimator.estimate(objective, params, generator=torch.Generator().manual_seed(seed))
+        for seed in range(seeds)
+    ]
 
 
 def levels_and_probabilities(

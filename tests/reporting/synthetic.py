@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from gradlab.sweep.cells import hash_of
+from gradlab.sweep.store import FILE, Store
 
 Method = dict[str, Any]
 
@@ -111,11 +115,11 @@ def gradient_quality(
 ) -> pd.DataFrame:
     """Cosines that rise with the layer and with the number of samples."""
     rng = np.random.default_rng(seed)
-    names = [f"layers.{i}.weight" for i in range(depth + 1)] + ["all"]
+    names = [f"layers.{i}.weight" for i in range(depth + 1)] + ["hidden", "all"]
     rows = []
     for num_dim, init, method in itertools.product(num_dims, range(inits), methods):
         for repeat, (position, layer) in itertools.product(range(repeats), enumerate(names)):
-            depth_bonus = 1.0 if layer == "all" else (position + 1) / (depth + 1)
+            depth_bonus = 1.0 if layer in ("hidden", "all") else (position + 1) / (depth + 1)
             cosine = method["quality"] ** (1 / depth_bonus**1.5) - abs(noise * rng.normal())
             rows.append(
                 _keys(method, num_dim, init, 0)
@@ -165,3 +169,78 @@ def trajectory(
                 | columns
             )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+SPEC: dict[str, Any] = {
+    "name": "quickstart", "title": "How far does one step bring the loss down?",
+    "description": "Every estimator takes one step.\n\nWhich one points downhill?",
+    "study": "loss_decrease", "seed": 0, "threads": 1, "inits": 3, "batches": 3, "figures": None,
+    "student": {}, "objective": {"name": "teacher_student", "num_dim": [2, 8]},
+    "settings": {"lr": [0.01, 0.1], "normalize": "tensor"},
+    "estimators": [{"name": "cdg"}, {"name": "ste", "surrogate": "hardtanh"}],
+}  # fmt: skip
+PROVENANCE = {
+    "gradlab": "0.1.0", "code": "0123456789ab", "commit": None, "torch": "2.13.0", "python": "3.11",
+    "machine": "Linux x86_64, a processor, 2 cores", "started": "2026-01-02T03:04:05+00:00",
+    "seconds": 1.5, "warnings": [],
+}  # fmt: skip
+TRACEBACK = (
+    'Traceback (most recent call last):\n  File "cdg.py", line 1, in estimate\n'
+    "ValueError: <b>bold</b> & broken\n"
+)
+
+
+def store(
+    folder: Path,
+    tables: dict[str, pd.DataFrame],
+    failed: int = 0,
+    missing: int = 0,
+    **spec: Any,
+) -> Path:
+    """A study's folder whose store holds these tables, one cell per num_dim, label, init, batch.
+
+    The first cells are left out: ``missing`` of them were never run, ``failed`` more failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = ["num_dim", "label", "init", "batch"]
+    cells: dict[tuple[Any, ...], dict[str, pd.DataFrame]] = {}
+    for name, frame in tables.items():
+        for key, rows in frame.groupby(keys, sort=False):
+            cells.setdefault(key, {})[name] = rows
+    configs = {
+        hash_of(config): (config, found)
+        for key, found in cells.items()
+        for config in [
+            {
+                "schema": 1, "study": "loss_decrease", "seed": 0, "threads": 1,
+                "objective": {"name": "teacher_student", "num_dim": int(key[0])},
+                "estimator": {"name": str(key[1])}, "init": int(key[2]), "batch": int(key[3]),
+            }
+        ]
+    }  # fmt: skip
+    with Store(folder / FILE, writable=True) as made:
+        made.select(
+            [(key, config) for key, (config, _) in configs.items()],
+            spec={**SPEC, **spec},
+            environment={"machine": PROVENANCE["machine"], "python": "3.11", "packages": {}},
+        )
+        for number, (key, (config, found)) in enumerate(configs.items()):
+            if number < missing:
+                continue
+            if number < missing + failed:
+                made.save_failure(key, config, TRACEBACK, PROVENANCE)
+                continue
+            rows = {name: _records(frame) for name, frame in found.items()}
+            made.save(key, config, rows, PROVENANCE)
+    return folder
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    plain = frame.astype(object).where(frame.notna(), None)
+    return [
+        {
+            key: value.item() if isinstance(value, np.generic) else value
+            for key, value in row.items()
+        }
+        for row in plain.to_dict("records")
+    ]

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gradlab import reporting
+from gradlab.reporting import tables
+from tests.reporting import synthetic
+
+
+def test_export_writes_every_row_and_a_summary(tmp_path: Path) -> None:
+    rows = synthetic.loss_decrease(
+        [synthetic.CDG, synthetic.NES[0]], [2, 4], 3, 1, [0.03, 0.1, 0.3]
+    )
+    folder = synthetic.store(tmp_path / "s", {"loss_decrease": rows})
+    written = {path.name: path for path in reporting.export(folder)}
+    assert set(written) == {
+        "loss_decrease.csv", "loss_decrease.parquet", "summary_loss_decrease.csv",
+    }  # fmt: skip
+    assert len(pd.read_csv(written["loss_decrease.csv"])) == len(rows)
+    summary = pd.read_csv(written["summary_loss_decrease.csv"])
+    assert summary[["num_dim", "method"]].to_numpy().tolist() == [
+        [2, "CDG"], [2, "NES 500"], [4, "CDG"], [4, "NES 500"],
+    ]  # fmt: skip
+    assert summary["best_lr"].tolist() == [0.1] * 4
+
+
+def test_gradient_summaries_keep_layers_in_order() -> None:
+    summary = tables.gradient_quality(synthetic.gradient_quality([synthetic.CDG], noise=0.0))
+    assert summary["layer"].tolist() == [f"layers.{i}.weight" for i in range(4)] + ["all"]
+    assert summary["cosine"].tolist() == pytest.approx([1.0] * 5)
+    assert summary["forward_passes"].tolist() == [6208.0] * 5
+
+
+def test_trajectory_summaries_take_the_last_loss() -> None:
+    rows = synthetic.trajectory([synthetic.CDG], [8], inits=3, budgets=["seconds"])
+    summary = tables.trajectory(rows).iloc[0]
+    last = rows[rows["step"] == rows["step"].max()]
+    assert summary["final_loss"] == pytest.approx(last["loss"].mean())
+    assert summary["seconds"] == pytest.approx(last["seconds"].mean())
+    assert summary["diverged"] == 0
+
+
+def test_published_numbers_are_a_table_of_their_own() -> None:
+    found = tables.summarize({"gradient_quality": synthetic.gradient_quality()})
+    assert set(found) == {"gradient_quality", "published"}
