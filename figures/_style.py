@@ -70,7 +70,7 @@ STE = {
 MATCHED = Style("#672bab", "*")
 CDG = Style("#000000", "s", "-", 1.8)
 # (log10 of the population, colour) and (log2 of the passes, colour): shades in between are blended.
-NES_SHADES = [(1.7, "#c3dff0"), (2.7, "#93c4e6"), (3.7, "#3b8fe3"), (4.7, "#0e2f78")]
+NES_SHADES = [(1.7, "#b9d9ef"), (2.7, "#8cc0e6"), (3.7, "#2f80d6"), (4.7, "#0e2f78")]
 LOCAL_SHADES = [(0.0, "#8be0bb"), (1.0, "#39c68b"), (3.0, "#12644a"), (5.0, "#06281d")]
 ROUNDING_SHADES = [(0.0, "#d9b98a"), (3.4, "#6b4a1b")]  # log2 of the samples
 NES_MARKERS = {500: "<", 5_000: ">", 50_000: "d"}
@@ -137,7 +137,8 @@ def style(estimator: str, surrogate: object = None, population: object = None,
 def styles(frame: pd.DataFrame) -> dict[str, Style]:
     """The style of each method of an annotated table, in listing order.
 
-    Methods that share a style (one estimator at several sigmas) are faded from first to last.
+    Methods that share a style (one estimator at several sigmas) go from darker to lighter shades of
+    its colour, with markers of their own.
     """
     table = columns.methods(frame)
     found = {
@@ -145,12 +146,16 @@ def styles(frame: pd.DataFrame) -> dict[str, Style]:
                       row.get("passes") if pd.notna(row.get("passes")) else _passes(row["label"]))
         for method, row in table.iterrows()
     }  # fmt: skip
-    for shared in set(found.values()):
+    for shared in dict.fromkeys(found.values()):
         twins = [method for method, value in found.items() if value == shared]
-        for place, method in enumerate(twins):
-            fade = 0.65 * place / max(1, len(twins) - 1)
-            faded = [(1 - fade) * c + fade for c in to_rgb(shared.colour)]
-            found[method] = replace(shared, colour=to_hex(faded))
+        for place, method in enumerate(twins if len(twins) > 1 else []):
+            shade = 2 * place / (len(twins) - 1) - 1  # from darker to lighter
+            if max(to_rgb(shared.colour)) < 0.3:  # nothing is darker than black
+                shade = (shade + 1) / 2
+            target, amount = (0.0, 0.5) if shade < 0 else (1.0, 0.6)
+            mixed = [c + amount * abs(shade) * (target - c) for c in to_rgb(shared.colour)]
+            marker = ("osD^vPX<>*"[place % 10]) if place else shared.marker
+            found[method] = replace(shared, colour=to_hex(mixed), marker=marker)
     return found
 
 
@@ -197,11 +202,12 @@ def groupings(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
     picked = known["surrogate"].astype(str).isin(["hardtanh", "swish_sign"])
     chosen_ste = [m for m in ste if picked[m]] or ste[:2]
     contenders = [*chosen_ste, *of.get("matched", []), *of.get("local", []), *largest]
+    against = " against CDG" if cdg else ""
     groups = [
-        ("NES against CDG", [*cdg, *nes]),
-        ("Straight-through against CDG", [*cdg, *ste]),
+        (f"NES{against}", [*cdg, *nes]),
+        (f"Straight-through{against}", [*cdg, *ste]),
         ("Contenders", [*cdg, *contenders]),
-        ("Other estimators against CDG", [*cdg, *of.get("other", [])]),
+        (f"Other estimators{against}", [*cdg, *of.get("other", [])]),
     ]
     listed = list(known.index)
     groups = [(title, sorted(set(members), key=listed.index)) for title, members in groups]
@@ -218,11 +224,23 @@ def panels(
     width: float = 2.3,
     height: float = 1.9,
     extra: float = 0.0,
+    foot: float = 0.0,
     sharex: bool | str = False,
     sharey: bool | str = False,
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of ``rows`` × ``cols`` panels and the 2-d array of their axes."""
-    size = (max(4.6, cols * width + extra), max(2.6, rows * height + 0.9))
+    """A figure of panels and the 2-d array of their axes.
+
+    Args:
+        rows: rows of panels.
+        cols: columns of panels.
+        width: inches of one panel with its labels.
+        height: likewise.
+        extra: inches on the right, for a legend.
+        foot: inches at the bottom, for a legend.
+        sharex: as matplotlib's ``subplots`` takes it.
+        sharey: likewise.
+    """
+    size = (max(4.6, cols * width + extra), max(2.6, rows * height + foot + 0.9))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, cols, squeeze=False, sharex=sharex, sharey=sharey)
     sns.despine(figure)
@@ -339,6 +357,7 @@ def side_legend(ax: Axes, title: str | None = None) -> None:
     """The legend right of the last panel of a row."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
+        title = "\n".join(textwrap.wrap(title, 26)) if title else None
         ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.03, 0.5), title=title,
                   title_fontproperties={"weight": "bold", "size": 7.5},
                   borderaxespad=0, handlelength=2.6, alignment="left")  # fmt: skip
@@ -354,7 +373,8 @@ def legend_entries(ax: Axes, methods: Iterable[str], looks: Mapping[str, Style])
 
 def title(figure: Figure, words: str) -> None:
     """The figure's title, left-aligned."""
-    figure.suptitle(words, x=0.012, ha="left")
+    width = int(figure.get_size_inches()[0] * 10)
+    figure.suptitle("\n".join(textwrap.wrap(words, width)), x=0.012, ha="left")
 
 
 def finish(
@@ -405,19 +425,45 @@ def edge_note(best: pd.DataFrame) -> str:
 
 
 def panel_title(condition: str, num_dim: int) -> str:
-    """``num_dim = 8, fresh student``, as far as there is something to say."""
+    """``num_dim = 8, fresh student``, as far as there is something to say, in short lines."""
     parts = [f"num_dim = {num_dim}" if num_dim > 0 else "", condition]
-    return ", ".join(part for part in parts if part)
+    return "\n".join(textwrap.wrap(", ".join(part for part in parts if part), 34))
 
 
-def legend_below(ax: Axes, ncols: int = 2, points: float = 32) -> None:
-    """The legend under a panel, a fixed distance below its axis."""
+def legend_width(labels: Iterable[str]) -> float:
+    """Inches that a legend beside a panel takes."""
+    return 0.65 + 0.062 * max(map(len, labels))
+
+
+def legend_height(labels: Sequence[str], ncols: int = 1) -> float:
+    """Inches that a legend takes."""
+    return 0.165 * -(-len(labels) // ncols)
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """How many columns of a legend fit under a panel."""
+    return 2 if max(map(len, labels)) <= 21 else 1
+
+
+def legend_below(ax: Axes, members: Sequence[str], looks: Mapping[str, Style]) -> None:
+    """The legend of a column of panels, a fixed distance below its axis."""
+    legend_entries(ax, members, looks)
     handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        place = ax.transAxes + ScaledTranslation(0, -points / 72, ax.figure.dpi_scale_trans)
-        ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0),
-                  bbox_transform=place, ncols=ncols, borderaxespad=0, handlelength=2.4,
-                  columnspacing=1.2)  # fmt: skip
+    place = ax.transAxes + ScaledTranslation(0, -32 / 72, ax.figure.dpi_scale_trans)
+    ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=place,
+              ncols=legend_columns(labels), borderaxespad=0, handlelength=2.4,
+              columnspacing=1.2)  # fmt: skip
+
+
+def loss_unit(frame: pd.DataFrame) -> str:
+    """`` (MSE)`` where the loss is one."""
+    named = "objective" in frame and (frame["objective"] == "test_function").any()
+    return "" if named else " (MSE)"
+
+
+def scale_note(words: str) -> str:
+    """Which of several scales is shown."""
+    return f"Of the scales that were measured, {words} is shown." if words else ""
 
 
 def diverged_note(means: pd.DataFrame) -> str:

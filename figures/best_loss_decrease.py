@@ -32,6 +32,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     frame = _style.table(tables, "loss_decrease", ["lr", "loss_decrease"])
     if frame["loss_decrease"].isna().all():
         raise ValueError("every run diverged: there is no loss decrease to draw.")
+    frame, scales = columns.one_scale_each(frame)
     best = summaries.best_lr(frame, BY)
     rows = frame.merge(best, on=[*BY, "lr"])
     absolute = summaries.over_inits(rows, BY, "loss_decrease")
@@ -39,16 +40,28 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     relative, relative_inits = against_cdg(inits, columns.methods(frame))
     looks, groups = _style.styles(frame), _style.groupings(frame)
     conditions = columns.conditions(frame)
-    kinds = [("loss decrease (MSE)", absolute, inits)]
+    kinds = [(f"loss decrease{_style.loss_unit(frame)}", absolute, inits)]
     if len(relative):
         kinds.append(("share of CDG's decrease", relative, relative_inits))
-    lines = [(condition, *kind) for condition in conditions for kind in kinds]
+    lines = [
+        (condition, *kind)
+        for condition in conditions
+        for kind in kinds
+        if (kind[1]["condition"] == condition).any()
+    ]
+    foot = max(_style.legend_height(m, _style.legend_columns(m)) for _, m in groups)
 
     cut = ""
 
     with _style.theme():
         figure, axes = _style.panels(
-            len(lines), len(groups), width=2.9, height=2.1, sharey="row", sharex=True
+            len(lines),
+            len(groups),
+            width=2.9,
+            height=2.1,
+            sharey="row",
+            sharex=True,
+            foot=foot,
         )
         for row, (condition, unit, means, singles) in enumerate(lines):
             for column, (name, members) in enumerate(groups):
@@ -70,8 +83,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 if row == 0:
                     ax.set_title(name, loc="left")
                 if row == len(lines) - 1:
-                    _style.legend_entries(ax, members, looks)
-                    _style.legend_below(ax)
+                    _style.legend_below(ax, members, looks)
                 if means is relative:
                     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes[row, 0].set_ylabel(unit)
@@ -91,6 +103,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             "The lr is chosen on the mean over the same inits and batches.",
             "Shares are ratios of means, paired by init." if len(relative) else "",
             cut,
+            _style.scale_note(scales),
             _style.edge_note(best),
             _style.nested_note(frame),
         ]

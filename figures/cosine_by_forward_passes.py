@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -34,6 +35,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     cost = frame.groupby(BY, as_index=False)["forward_passes"].mean()
     means = summaries.over_inits(frame, BY, "cosine").merge(cost, on=BY)
     inits = summaries.replicate_means(frame, BY, ["cosine"]).merge(cost, on=BY)
+    # Estimates of one price stand side by side, not on top of each other.
+    price = means.drop_duplicates("method").set_index("method")["forward_passes"]
+    shift = _shifts(price)
     layers = columns.layer_order(frame["layer"])
     looks, known = _style.styles(frame), columns.methods(frame)
     rows = [(r, c, d) for r in frame["reference"].unique() for c in columns.conditions(frame)
@@ -42,7 +46,13 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
 
     with _style.theme():
         figure, axes = _style.panels(
-            len(rows), len(layers), width=2.0, height=2.1, extra=1.6, sharex=True, sharey=True
+            len(rows),
+            len(layers),
+            width=2.0,
+            height=2.1,
+            extra=_style.legend_width(looks),
+            sharex=True,
+            sharey=True,
         )
         for row, (reference, condition, num_dim) in enumerate(rows):
             for column, layer in enumerate(layers):
@@ -56,6 +66,10 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                     one = here[here["method"] == method]
                     dots = single[single["method"] == method]
                     if len(one):
+                        one, dots = (
+                            part.assign(forward_passes=part["forward_passes"] * shift[method])
+                            for part in (one, dots)
+                        )
                         _style.dots(ax, dots["forward_passes"], dots["cosine"], look)
                         _style.curve(ax, one, "forward_passes", look, label=method)
                 _style.log_axis(ax)
@@ -78,6 +92,16 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             _style.nested_note(frame),
         ]
         return _style.finish(figure, drawn, notes)
+
+
+def _shifts(price: pd.Series) -> dict[str, float]:
+    """A factor near one for each method, different for those of one price."""
+    factors = {}
+    for _, same in price.groupby(price):
+        spread = np.linspace(-1, 1, len(same)) if len(same) > 1 else np.zeros(1)
+        width = min(0.15, 0.04 * len(same))
+        factors |= dict(zip(same.index, 10 ** (width * spread), strict=True))
+    return factors
 
 
 def _joined(ax: object, here: pd.DataFrame, known: pd.DataFrame) -> None:

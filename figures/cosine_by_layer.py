@@ -37,15 +37,31 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     place = {layer: i for i, layer in enumerate(layers)}
     means["x"], inits["x"] = means["layer"].map(place), inits["layer"].map(place)
     looks = _style.styles(frame)
-    cells = [(r, c, d) for r in frame["reference"].unique() for c in columns.conditions(frame)
-             for d in sorted(frame["num_dim"].unique())
-             if len(_style.pick(means, reference=r, condition=c, num_dim=d))]  # fmt: skip
+    cells = [
+        (reference, condition, num_dim)
+        for reference in frame["reference"].unique()
+        for condition in columns.conditions(frame)
+        for num_dim in sorted(frame["num_dim"].unique())
+        if len(_style.pick(means, reference=reference, condition=condition, num_dim=num_dim))
+    ]
     width = min(4, len(cells))
+    if "activation" in frame and frame["activation"].nunique() > 1:
+        # More bits from left to right, whatever else varies from row to row.
+        width = frame["activation"].nunique()
+        panel = columns.conditions_apart_from(frame, ["activation"])
+        row = dict(zip(frame["condition"], pd.factorize(panel)[0], strict=True))
+        cells.sort(key=lambda cell: (cell[0], cell[2], row[cell[1]]))
     height = -(-len(cells) // width)
 
     with _style.theme():
         figure, axes = _style.panels(
-            height, width, width=2.5, height=2.5, extra=1.6, sharey=True, sharex=True
+            height,
+            width,
+            width=2.5,
+            height=2.5,
+            extra=_style.legend_width(looks),
+            sharey=True,
+            sharex=True,
         )
         for ax, (reference, condition, num_dim) in zip(axes.flat, cells, strict=False):
             where = {"reference": reference, "condition": condition, "num_dim": num_dim}

@@ -1,7 +1,8 @@
 """Best loss decrease against an estimator's own scale: ε of CDG, σ of NES and local NES.
 
-Each point is the estimator at its best lr for that scale. Solid lines and filled markers are fresh
-students, dotted lines and hollow markers students trained until the loss stopped falling.
+Each point is the estimator at its best lr for that scale. Students trained until the loss stopped
+falling have rows of their own, with dotted lines and hollow markers: their decreases are smaller
+by orders of magnitude. Estimators that have no scale are level lines.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
@@ -18,6 +20,7 @@ from . import _style
 
 TABLES = ("loss_decrease",)
 NAMES = {"epsilon": "ε (half-width of the finite difference)", "sigma": "σ (of the Gaussian)"}
+KEYS = ["condition", "num_dim", "curve"]
 
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
@@ -27,74 +30,51 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         ValueError: there is nothing to draw.
     """
     frame = _style.table(tables, "loss_decrease", ["lr", "loss_decrease"])
-    scales = [
-        s for s in NAMES
-        if s in frame and frame.groupby("estimator")[s].nunique().max() > 1
-    ]  # fmt: skip
+    scales = [s for s in NAMES if s in frame and frame.groupby("estimator")[s].nunique().max() > 1]
     if not scales:
         raise ValueError("no estimator has more than one epsilon or sigma in this study.")
     if frame["loss_decrease"].isna().all():
         raise ValueError("every run diverged: there is no loss decrease to draw.")
-    if "student" not in frame:
-        frame["student"] = "fresh"
     frame["curve"] = columns.name_curves(frame, scales)
-    # Conditions other than the student's state get panels of their own.
-    frame["panel"] = columns.conditions_apart_from(frame, ["student"])
-    num_dims = sorted(frame["num_dim"].unique())
-    rows = [(panel, d) for panel in sorted(frame["panel"].unique()) for d in num_dims]
-    students = [s for s in columns.STUDENTS if (frame["student"] == s).any()]
-    students += sorted(set(frame["student"].dropna()) - set(students))
-    everything, keys = [], ["panel", "num_dim", "student", "curve"]
+    rows = [
+        (condition, num_dim)
+        for condition in columns.conditions(frame)
+        for num_dim in sorted(frame["num_dim"].unique())
+    ]
+    looks = _style.styles(frame.assign(method=frame["curve"]))
+    level = _level_lines(frame[frame[scales].isna().all(axis=1)])
+    everything = []
 
     with _style.theme():
         figure, axes = _style.panels(
-            len(rows), len(scales), width=3.1, height=2.3, extra=1.8, sharex="col", sharey="row"
-        )
+            len(rows), len(scales), width=3.1, height=2.1, sharex="col", sharey="row",
+            foot=_style.legend_height(list(looks)),
+        )  # fmt: skip
         for column, scale in enumerate(scales):
-            scaled = frame[frame[scale].notna()]
-            best = summaries.at_best_lr(scaled, [*keys, scale])
-            means = summaries.over_inits(best, [*keys, scale], "loss_decrease")
-            inits = summaries.replicate_means(best, [*keys, scale], ["loss_decrease"])
-            edges = best[[*keys, scale, "lr", "edge"]].drop_duplicates()
-            everything.append(
-                means.merge(edges, on=[*keys, scale])
-                .rename(columns={scale: "scale", "lr": "best_lr"})
-                .assign(hyperparameter=scale)
-            )
-            looks = _style.styles(scaled.assign(method=scaled["curve"]))
-            for row, (panel, num_dim) in enumerate(rows):
+            means, inits = _summaries(frame[frame[scale].notna()], scale)
+            everything.append(means.rename(columns={scale: "scale"}).assign(hyperparameter=scale))
+            names = [name for name in looks if name in set(means["curve"])]
+            for row, (condition, num_dim) in enumerate(rows):
                 ax = axes[row, column]
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
-                for name, look in looks.items():
-                    for student in students:
-                        key = {
-                            "panel": panel,
-                            "num_dim": num_dim,
-                            "student": student,
-                            "curve": name,
-                        }
-                        here, one = _style.pick(means, **key), _style.pick(inits, **key)
-                        if len(here) == 0:
-                            continue
-                        shown = replace(look, line=":") if student == "converged" else look
+                hollow = "converged" in condition
+                for name in names:
+                    key = {"condition": condition, "num_dim": num_dim, "curve": name}
+                    here, one = _style.pick(means, **key), _style.pick(inits, **key)
+                    if len(here):
+                        look = replace(looks[name], line=":") if hollow else looks[name]
                         _style.dots(ax, one[scale], one["loss_decrease"], look)
-                        _style.curve(ax, here, scale, shown, hollow=student == "converged")
+                        _style.curve(ax, here, scale, look, hollow=hollow)
+                _draw_level(ax, _style.pick(level, condition=condition, num_dim=num_dim), looks)
                 _style.log_axis(ax)
-                if row == len(rows) - 1:
-                    ax.set_xlabel(NAMES[scale])
-                for name, look in looks.items():
-                    for student in students:
-                        hollow = student == "converged"
-                        shown = replace(look, line=":") if hollow else look
-                        words = f"{name}, {student}" if len(students) > 1 else name
-                        ax.plot([], [], label=words, **shown.drawn(hollow))
-        for row, (panel, num_dim) in enumerate(rows):
-            name = _style.panel_title(panel, num_dim)
-            axes[row, 0].set_ylabel(f"{name}\nbest loss decrease (MSE)".lstrip(), linespacing=1.5)
-        for ax in axes[-1]:
-            _style.legend_below(ax, ncols=2)
+            axes[-1, column].set_xlabel(NAMES[scale])
+            _style.legend_below(axes[-1, column], [*names, *level["curve"].unique()], looks)
+        for row, (condition, num_dim) in enumerate(rows):
+            name = _style.panel_title(condition, num_dim)
+            unit = _style.loss_unit(frame)
+            axes[row, 0].set_ylabel(f"{name}\nbest loss decrease{unit}".lstrip(), linespacing=1.5)
         _style.title(figure, "Best loss decrease of one step, by the estimator's own scale")
-        drawn = pd.concat(everything)
+        drawn = pd.concat([*everything, level.assign(hyperparameter="none")])
         edge = drawn[drawn["edge"] != ""]
         notes = [
             _style.interval_note(drawn),
@@ -104,3 +84,28 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             _style.nested_note(frame),
         ]
         return _style.finish(figure, drawn, notes)
+
+
+def _summaries(frame: pd.DataFrame, scale: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Means with their best lr, and single inits, for every value of the scale."""
+    # The condition names a student that has been trained; a scale is no condition.
+    by = [*KEYS, scale]
+    best = summaries.at_best_lr(frame, by)
+    lrs = best[[*by, "lr", "edge"]].drop_duplicates().rename(columns={"lr": "best_lr"})
+    means = summaries.over_inits(best, by, "loss_decrease").merge(lrs, on=by)
+    return means, summaries.replicate_means(best, by, ["loss_decrease"])
+
+
+def _level_lines(frame: pd.DataFrame) -> pd.DataFrame:
+    """The best decrease of estimators without a scale."""
+    if frame.empty:
+        return pd.DataFrame(columns=[*KEYS, "mean", "low", "high", "n", "missing", "edge"])
+    best = summaries.at_best_lr(frame, KEYS)
+    lrs = best[[*KEYS, "lr", "edge"]].drop_duplicates().rename(columns={"lr": "best_lr"})
+    return summaries.over_inits(best, KEYS, "loss_decrease").merge(lrs, on=KEYS)
+
+
+def _draw_level(ax: Axes, rows: pd.DataFrame, looks: Mapping[str, _style.Style]) -> None:
+    for row in rows.to_dict("records"):
+        colour = looks[row["curve"]].colour
+        ax.axhline(row["mean"], color=colour, linewidth=1.1, alpha=0.8, zorder=1.5)

@@ -33,6 +33,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     frame = _style.table(tables, "loss_decrease", ["lr", "loss_decrease"])
     if frame["loss_decrease"].isna().all():
         raise ValueError("every run diverged: there is no loss decrease to draw.")
+    frame, scales = columns.one_scale_each(frame)
     if frame["lr"].nunique() < 2:
         raise ValueError("a figure against lr needs at least two lrs: this study has one.")
     means = summaries.over_inits(frame, [*BY, "lr"], "loss_decrease")
@@ -43,46 +44,64 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     looks, groups = _style.styles(frame), _style.groupings(frame)
     num_dims = sorted(frame["num_dim"].unique())
     rows = [(c, *group) for c in columns.conditions(frame) for group in groups]
+    height = max(1.85, 0.35 + max(_style.legend_height(members) for _, members in groups))
     few = bool((means["n"] < summaries.LEAST_INITS).all())
-    # One y-axis for all where the panels are of one size, else one per column.
-    highest = means.groupby("num_dim")["mean"].max().clip(lower=1e-12)
-    share = "all" if highest.max() <= 2 * highest.min() else "col"
+    highest = tops(means)
+    share, cut = highest.max() <= 2 * highest.min(), False
 
     with _style.theme():
         figure, axes = _style.panels(
-            len(rows), len(num_dims), width=1.95, height=1.85, extra=1.5, sharex=True, sharey=share
+            len(rows),
+            len(num_dims),
+            width=1.95,
+            height=height,
+            extra=_style.legend_width(looks),
+            sharex=True,
+            sharey=bool(share),
         )
         for row, (condition, name, members) in enumerate(rows):
             for column, num_dim in enumerate(num_dims):
                 ax = axes[row, column]
-                top = highest.max() if share == "all" else highest[num_dim]
+                top = highest.max() if share else highest[condition, num_dim]
                 ax.set_ylim(CUT * top, 1.12 * top)
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
                 for method in members:
                     key = {"condition": condition, "num_dim": num_dim, "method": method}
                     one = _style.pick(inits, **key) if few else None
                     here = _style.pick(means, **key)
-                    _curve(ax, here, one, looks[method], method, CUT * top)
+                    cut |= _curve(ax, here, one, looks[method], method, CUT * top)
                 _style.log_axis(ax)
                 if row == 0 and num_dim > 0:
                     ax.set_title(f"num_dim = {num_dim}", loc="left")
                 if row == len(rows) - 1:
                     ax.set_xlabel("lr")
-            axes[row, 0].set_ylabel(f"{name}\n" + "loss decrease (MSE)", linespacing=1.6)
+            axes[row, 0].set_ylabel(
+                f"{name}\n" + f"loss decrease{_style.loss_unit(frame)}", linespacing=1.6
+            )
             _style.legend_entries(axes[row, -1], members, looks)
             _style.side_legend(axes[row, -1], condition or None)
         _style.title(figure, "Loss decrease after one step, against lr")
         notes = [
             _style.interval_note(means, seeds=few),
             "Circled: the best lr of each curve.",
-            "Triangles at the lower border: means below the cut axis."
-            if (means["mean"] < CUT * means["num_dim"].map(highest)).any()
-            else "",
+            "Triangles at the lower border: means below the cut axis." if cut else "",
             "Crosses at the border: a run diverged." if (means["missing"] > 0).any() else "",
             _style.edge_note(best),
+            _style.scale_note(scales),
             _style.nested_note(frame),
         ]
         return _style.finish(figure, means, notes)
+
+
+def tops(means: pd.DataFrame) -> pd.Series:
+    """The highest mean of every condition and num_dim.
+
+    Conditions of one size share it (all layers against hidden ones), so that they compare at a
+    glance; those of another size (converged students) keep their own.
+    """
+    own = means.groupby(["condition", "num_dim"])["mean"].max().clip(lower=1e-12)
+    by_num_dim = own.groupby("num_dim").transform("max")
+    return by_num_dim if (by_num_dim <= 3 * own).all() else own
 
 
 def _curve(
@@ -92,8 +111,12 @@ def _curve(
     look: _style.Style,
     method: str,
     bottom: float,
-) -> None:
-    """One method in one panel, with what does not fit marked at the lower border."""
+) -> bool:
+    """One method in one panel, with what does not fit marked at the lower border.
+
+    Returns:
+        Whether a mean lies below it.
+    """
     clean = rows[rows["missing"] == 0]
     if len(clean):
         _style.curve(ax, clean, "lr", look, label=method, markers=False)
@@ -110,3 +133,4 @@ def _curve(
         ax.plot(below["lr"], np.full(len(below), 0.03), marker=11, markeredgewidth=0, **border)
     if len(lost):
         ax.plot(lost["lr"], np.full(len(lost), 0.03), marker="x", **border)
+    return len(below) > 0

@@ -36,6 +36,7 @@ def draw(
     frame = _style.table(tables, "loss_decrease", ["lr", "loss_decrease"])
     if frame["loss_decrease"].isna().all():
         raise ValueError("every run diverged: there is no loss decrease to draw.")
+    frame, scales = columns.one_scale_each(frame)
     grid = np.sort(frame["lr"].unique())
     wanted = summaries.common_lr(frame) if lr is None else lr
     chosen = float(grid[np.argmin(np.abs(np.log(grid / wanted)))])
@@ -44,10 +45,16 @@ def draw(
     inits = summaries.replicate_means(frame, BY, ["loss_decrease"])
     looks, groups = _style.styles(frame), _style.groupings(frame)
     conditions = columns.conditions(frame)
+    foot = max(_style.legend_height(m, _style.legend_columns(m)) for _, m in groups)
 
     with _style.theme():
         figure, axes = _style.panels(
-            len(conditions), len(groups), width=2.9, height=2.5, sharey="row"
+            len(conditions),
+            len(groups),
+            width=2.9,
+            height=2.5,
+            sharey="row",
+            foot=foot,
         )
         for row, condition in enumerate(conditions):
             for column, (name, members) in enumerate(groups):
@@ -68,9 +75,8 @@ def draw(
                 if row == 0:
                     ax.set_title(name, loc="left")
                 if row == len(conditions) - 1:
-                    _style.legend_entries(ax, members, looks)
-                    _style.legend_below(ax)
-            axes[row, 0].set_ylabel("loss decrease (MSE)")
+                    _style.legend_below(ax, members, looks)
+            axes[row, 0].set_ylabel(f"loss decrease{_style.loss_unit(frame)}")
             if condition:
                 _style.row_title(axes[row, 0], condition)
         _style.title(figure, f"Loss decrease after one step at lr = {chosen:.3g}")
@@ -79,5 +85,6 @@ def draw(
             _style.interval_note(means, drawn="Vertical lines"),
             _style.nested_note(frame),
             _style.diverged_note(means),
+            _style.scale_note(scales),
         ]
         return _style.finish(figure, drawn.assign(lr=chosen), notes)

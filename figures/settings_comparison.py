@@ -32,19 +32,28 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     if not choices:
         raise ValueError("no categorical setting or option has more than one value in this study.")
     num_dims = sorted(frame["num_dim"].unique())
-    panels = {c: sorted(columns.conditions_apart_from(frame, [c]).unique()) for c in choices}
+    panels = {c: list(columns.conditions_apart_from(frame, [c]).unique()) for c in choices}
     rows = [(choice, panel) for choice in choices for panel in panels[choice]]
     everything = []
 
     with _style.theme():
         figure, axes = _style.panels(
-            len(rows), len(num_dims), width=2.4, height=2.5, extra=1.6, sharey="row", sharex="row"
+            len(rows),
+            len(num_dims),
+            width=2.4,
+            height=2.5,
+            extra=_style.legend_width(frame["method"]),
+            sharey="row",
+            sharex="row",
         )
         for row, (choice, panel) in enumerate(rows):
             here = columns.conditions_apart_from(frame, [choice]) == panel
             concerned = frame[here & frame[choice].notna()]
             concerned = concerned.assign(choice=concerned[choice].map(columns.text))
             concerned["method"] = columns.name_curves(concerned, [choice])
+            # A curve that takes one value only has nothing to compare.
+            several = concerned.groupby("method")["choice"].transform("nunique") > 1
+            concerned = concerned[several] if several.any() else concerned
             looks = _style.styles(concerned)
             keys = ["num_dim", "choice", "method"]
             best = summaries.at_best_lr(concerned, keys)
@@ -77,7 +86,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 if row == 0 and num_dim > 0:
                     ax.set_title(f"num_dim = {num_dim}", loc="left")
             name = "\n".join(filter(None, [choice.replace("_", " "), panel]))
-            axes[row, 0].set_ylabel(f"{name}\nbest loss decrease (MSE)", linespacing=1.5)
+            axes[row, 0].set_ylabel(
+                f"{name}\nbest loss decrease{_style.loss_unit(frame)}", linespacing=1.5
+            )
             _style.legend_entries(axes[row, -1], looks, looks)
             _style.side_legend(axes[row, -1])
         _style.title(figure, "Best loss decrease of one step, setting by setting")

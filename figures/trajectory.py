@@ -21,9 +21,6 @@ from . import _style
 TABLES = ("trajectory",)
 BUDGETS = ("forward_passes", "seconds", "steps")
 LABELS = {"forward_passes": "passes, forward + backward", "seconds": "seconds", "steps": "steps"}
-TITLES = {
-    "forward_passes": "at equal passes", "seconds": "at equal seconds", "steps": "step by step",
-}  # fmt: skip
 POINTS = 80
 
 
@@ -50,7 +47,13 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
 
     with _style.theme():
         figure, axes = _style.panels(
-            len(rows), len(axes_shown), width=3.2, height=2.2, extra=1.5, sharey="row", sharex="col"
+            len(rows),
+            len(axes_shown),
+            width=3.2,
+            height=2.2,
+            extra=_style.legend_width(looks),
+            sharey="row",
+            sharex="col",
         )
         for column, budget in enumerate(axes_shown):
             resampled = on_common_grid(rows_for(frame, budget), budget)
@@ -72,12 +75,14 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 if log:
                     _style.log_axis(ax, "y")
                 if row == 0:
-                    ax.set_title(TITLES[budget], loc="left")
+                    ax.set_title(heading(frame, budget), loc="left")
                 if row == len(rows) - 1:
                     ax.set_xlabel(LABELS[budget])
         for row, (condition, num_dim) in enumerate(rows):
             name = _style.panel_title(condition, num_dim)
-            axes[row, 0].set_ylabel(f"{name}\nloss (MSE)".lstrip(), linespacing=1.5)
+            axes[row, 0].set_ylabel(
+                f"{name}\nloss{_style.loss_unit(frame)}".lstrip(), linespacing=1.5
+            )
         _style.legend_entries(axes[0, -1], looks, looks)
         _style.side_legend(axes[0, -1])
         _style.title(figure, "Loss along the descent")
@@ -88,6 +93,13 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             "Curves end where a run diverged." if (drawn["missing"] > 0).any() else "",
         ]
         return _style.finish(figure, drawn, notes)
+
+
+def heading(frame: pd.DataFrame, budget: str) -> str:
+    """What ends the runs of a column."""
+    name = budget.replace("forward_", "")
+    own = "budget" in frame and (frame["budget"] == budget).any()
+    return f"budget of {name}" if own else f"the same runs by {name}"
 
 
 def rows_for(frame: pd.DataFrame, budget: str) -> pd.DataFrame:

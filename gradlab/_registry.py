@@ -17,9 +17,14 @@ def unknown(kind: str, given: str, valid: Iterable[str]) -> str:
 
     >>> unknown("estimator", "sle", ["cdg", "ste"])
     "unknown estimator 'sle': did you mean 'ste'? Valid: cdg, ste."
+    >>> unknown("estimator", "nse", ["cdg", "nes", "ste"])
+    "unknown estimator 'nse': did you mean 'nes'? Valid: cdg, nes, ste."
     """
     options = sorted(valid)
-    near = difflib.get_close_matches(str(given), options, n=1, cutoff=0.5)
+    # Two letters in the wrong order are the likeliest slip, and difflib's distance thinks little
+    # of it: an anagram comes first.
+    near = [option for option in options if sorted(option) == sorted(str(given))]
+    near = near or difflib.get_close_matches(str(given), options, n=1, cutoff=0.5)
     hint = f" did you mean '{near[0]}'?" if near else ""
     return f"unknown {kind} '{given}':{hint} Valid: {', '.join(options) or '(none)'}."
 

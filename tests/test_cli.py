@@ -137,6 +137,9 @@ def test_list_shows_options_with_their_defaults(call: Call) -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("cdg ")]
     assert "epsilon=0.1" in line
     assert '"epsilon": 0.1' in call("list", "estimators", "--json")[1]
+    (line,) = [x for x in call("list", "objectives")[1].splitlines() if x.startswith("teacher")]
+    assert "num_dim=…" in line
+    assert "seed" not in line
     assert "quickstart\n" in call("list", "sweeps")[1]
     assert "best_loss_decrease\n" in call("list", "figures")[1]
 

@@ -59,19 +59,17 @@ class UsageError(Exception):
 def study_folder(given: str, results: Path) -> Path:
     """The folder of a study that was given as a folder, a name, or a spec."""
     from gradlab.sweep import spec as specs
-    from gradlab.sweep.store import FILE
+    from gradlab.sweep.store import FILE, exists
 
     for folder in (Path(given), results / given):
-        if (folder / FILE).is_file():
+        if exists(folder / FILE):
             return folder
     path = Path(given)
     if path.is_file() or given in specs.shipped_sweeps():
         name = specs.load(given).name
-        if (results / name / FILE).is_file():
+        if exists(results / name / FILE):
             return results / name
-        raise UsageError(
-            f"{results / name} holds no results: `gradlab run {given}` makes them."
-        )
+        raise UsageError(f"{results / name} holds no results: `gradlab run {given}` makes them.")
     studies = sorted(p.parent.name for p in results.glob(f"*/{FILE}"))
     raise UsageError(unknown(f"study in {results}", given, studies))
 

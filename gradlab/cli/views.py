@@ -20,6 +20,8 @@ from gradlab.cli.common import (
     write_report,
 )
 
+REQUIRED = "required"
+
 
 @app.command(epilog="Example: gradlab export quickstart")
 def export(study: StudyArgument, results: Results = RESULTS) -> None:
@@ -104,25 +106,37 @@ def list_names(
         print_json(found)
         return
     for name, options in found.items():
-        words = [key if value is ... else f"{key}={describe(value)}"
+        words = [f"{key}={'…' if value == REQUIRED else describe(value)}"
                  for key, value in options.items()]  # fmt: skip
         typer.echo("  ".join([name, *words]))
 
 
 def _listing(kind: str) -> dict[str, dict[str, Any]]:
-    """Names, each with its options and defaults."""
+    """Names, each with its options and their defaults."""
     from gradlab.sweep import spec as specs
 
     files = {"sweeps": specs.shipped_sweeps, "figures": specs.shipped_figures}
     if kind in files:
         return {name: {} for name in files[kind]()}
     homes = {
-        "estimators": "gradlab.estimators", "surrogates": "gradlab.binary.surrogates",
-        "objectives": "gradlab.objectives", "models": "gradlab.models",
+        "estimators": "gradlab.estimators",
+        "surrogates": "gradlab.binary.surrogates",
+        "objectives": "gradlab.objectives",
+        "models": "gradlab.models",
         "studies": "gradlab.studies",
-    }  # fmt: skip
+    }
     if kind not in homes:
         raise UsageError(unknown("kind", kind, [*homes, *files]))
     home = importlib.import_module(homes[kind])
-    defaults = getattr(home, "defaults", None)
-    return {name: defaults(name) if defaults else {} for name in home.names()}
+    registry = getattr(home, "REGISTRY", None)
+    if registry is None or kind == "studies":
+        return {name: {} for name in home.names()}
+    given = {"seed", "batch"} if kind == "objectives" else set()  # by the study, to every cell
+    return {
+        name: {
+            option: registry.defaults(name).get(option, REQUIRED)
+            for option in registry.options(name)
+            if option not in given
+        }
+        for name in home.names()
+    }

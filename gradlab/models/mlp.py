@@ -119,7 +119,16 @@ class BinarizedMLP:
             inputs: ``(B, num_dim)``.
             surrogate: derivative of the activations.
             weight_surrogate: derivative of sign(W) for binary weights; hardtanh if left out.
+
+        Raises:
+            ValueError: a weight surrogate that scales sign(W), where that changes the outputs.
         """
+        if getattr(weight_surrogate, "weights_only", False) and self.activation != "binary":
+            # behind a sign a positive scale per output is nothing
+            raise ValueError(
+                f"{type(weight_surrogate).__name__} scales the weights, which changes a network of "
+                f"{self.activation} activations: choose another weight_surrogate, e.g. hardtanh."
+            )
         hidden = inputs
         for name in self.layer_names[:-1]:
             weight = params[name]

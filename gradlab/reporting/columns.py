@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 REPLICATES = ("init", "batch", "repeat")
@@ -163,6 +164,31 @@ def _common_words(labels: list[str]) -> str:
     return " ".join(column[0] for column in shared).rstrip(" ,;:(")
 
 
+def one_scale_each(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of an estimator measured at several sigmas or epsilons, the rows at 0.1 (or the first).
+
+    Args:
+        frame: an annotated table.
+
+    Returns:
+        The rows, their methods named without the scale; and the scales that were chosen, in
+        words, empty where there was nothing to choose.
+    """
+    kept, words = frame.assign(curve=name_curves(frame, ["sigma", "epsilon"])), []
+    for scale in ("epsilon", "sigma"):
+        if scale not in kept or kept.groupby("curve")[scale].nunique().max() <= 1:
+            continue
+        by_curve = kept.groupby("curve")[scale]
+        default = by_curve.transform(lambda values: (values == 0.1).any())
+        chosen = by_curve.transform("first").where(~default.astype(bool), 0.1)
+        kept = kept[kept[scale].isna() | (kept[scale] == chosen)]
+        words.append(f"{SYMBOLS[scale]} = 0.1")
+    if not words:
+        return frame, ""
+    # The scale is said once, and not again in every name.
+    return kept.assign(method=kept["curve"]), " and ".join(words)
+
+
 def categorical_choices(frame: pd.DataFrame) -> list[str]:
     """Settings and options that vary and are not numbers: fitness, update order and the like."""
     own = {"surrogate", "population", "layers", "sigma", "epsilon", "passes"}
@@ -172,7 +198,7 @@ def categorical_choices(frame: pd.DataFrame) -> list[str]:
 
 def _is_choice(values: pd.Series) -> bool:
     known = values.dropna().unique()
-    return len(known) > 1 and all(isinstance(value, (str, bool)) for value in known)
+    return len(known) > 1 and all(isinstance(value, (str, bool, np.bool_)) for value in known)
 
 
 def conditions_apart_from(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
@@ -204,11 +230,11 @@ def text(value: object) -> str:
     """
     if value is None or value is pd.NA or (isinstance(value, float) and value != value):
         return "–"
-    if isinstance(value, bool):
+    if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (int, float)) or hasattr(value, "dtype"):
         number = float(value)  # type: ignore[arg-type]
-        return f"{number:,.0f}" if number == int(number) else f"{number:g}"
+        return f"{number:,.0f}" if number == int(number) else f"{number:.3g}"
     return str(value)
 
 
@@ -217,12 +243,16 @@ def phrase(column: str, value: object) -> str:
 
     >>> phrase("student", "fresh"), phrase("activation", "binary"), phrase("normalize", "global")
     ('fresh student', 'binary activations', 'normalize global')
+    >>> phrase("student", "converged (500 steps, 1000 examples)")
+    'converged student (500 steps of 1000 examples)'
     """
     if column == "step_layers":
         return {"all": "all layers step", "hidden": "hidden layers step",
                 "output": "output layer steps"}.get(str(value), f"{value} step")  # fmt: skip
+    if column == "student":
+        state, _, how = text(value).partition(" ")
+        return f"{state} student {how.replace(',', ' of')}".rstrip()
     forms = {
-        "student": "{} student",
         "activation": "{} activations",
         "weight": "{} weights",
         "batch_size": "batches of {}",
@@ -339,16 +369,22 @@ def reference_method(known: pd.DataFrame) -> str | None:
 
 
 def conditions(frame: pd.DataFrame) -> list[str]:
-    """The conditions of an annotated table: fresh before converged, binary before full."""
+    """The conditions of an annotated table, in the order of their first rows.
 
-    def position(condition: str) -> tuple[Any, ...]:
-        student = next((i for i, s in enumerate(STUDENTS) if f"{s} student" in condition), 9)
-        bits = next((i for i, a in enumerate(ACTIVATIONS) if f"{a} activ" in condition), 9)
-        plain = condition.replace(",", "")
-        parts = [(1, float(p), "") if re.fullmatch(r"\d+(\.\d+)?", p) else (0, 0.0, p)
-                 for p in re.split(r"(\d+(?:\.\d+)?)", plain)]  # fmt: skip
-        moved = [phrase("step_layers", layers) for layers in STEP_LAYERS]
-        step = next((i for i, words in enumerate(moved) if words in condition), 9)
-        return student, step, bits, parts
+    Fresh students come before converged ones, steps of all layers before those of hidden ones,
+    binary activations before full ones.
+    """
+    moved = [phrase("step_layers", layers) for layers in STEP_LAYERS]
+    orders = (
+        [phrase("student", student) for student in STUDENTS],
+        moved,
+        [phrase("activation", activation) for activation in ACTIVATIONS],
+    )
+
+    def position(condition: str) -> tuple[int, ...]:
+        return tuple(
+            next((i for i, words in enumerate(order) if words in condition), len(order))
+            for order in orders
+        )
 
     return sorted(frame["condition"].unique(), key=position)

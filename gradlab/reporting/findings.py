@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gradlab.reporting import columns, summaries
 from gradlab.reporting.wording import (
     at_num_dim,
+    begin,
     interval,
     listed,
     lr,
@@ -132,8 +134,7 @@ def loss_decrease(table: pd.DataFrame) -> list[Finding]:
     frame = columns.annotate(table)
     if frame["loss_decrease"].isna().all():
         return [Finding("Nothing to compare", "Every run diverged.")]
-    variants = columns.name_curves(frame, ["sigma", "epsilon"])
-    plain, scale = _one_scale_each(frame.assign(curve=variants))
+    plain, scale = columns.one_scale_each(frame)
     best = Best(plain)
     conditions = columns.conditions(plain)
     first = conditions[0]
@@ -141,31 +142,28 @@ def loss_decrease(table: pd.DataFrame) -> list[Finding]:
     for write_shares in (straight_through, nes, local):
         found += write_shares(best, first)
     found += unresolved(best, first)
-    for condition in conditions[1:4]:
-        found += elsewhere(best, condition)
+    found += no_descent(best)
+    # Settings that the study compares have findings of their own.
+    if not columns.categorical_choices(frame):
+        for condition in conditions[1:4]:
+            found += elsewhere(best, condition)
     found += effects(frame)
     found += learning_rates(best)
     found += unseen_batch(best, first)
     found += diverged(frame)
     if scale:
-        found.insert(0, Finding("Which scale", f"Sentences that name no scale are about {scale}."))
+        found.insert(
+            0, Finding("Which scale", f"Unless a finding names a scale it is about {scale}.")
+        )
     if len(conditions) > 1:
-        found.insert(0, Finding("Which condition", f"Sentences that name none are about: {first}."))
+        found.insert(
+            0,
+            Finding(
+                "Which condition",
+                f"Unless a finding says otherwise it is about this case: {first}.",
+            ),
+        )
     return found
-
-
-def _one_scale_each(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Of an estimator measured at several sigmas or epsilons, the rows at 0.1 (or the first)."""
-    kept, words = frame, []
-    for scale in ("epsilon", "sigma"):
-        if scale not in kept or kept.groupby("curve")[scale].nunique().max() <= 1:
-            continue
-        has_default = kept.groupby("curve")[scale].transform(lambda s: (s == 0.1).any())
-        chosen = kept.groupby("curve")[scale].transform("first").where(~has_default, 0.1)
-        kept = kept[kept[scale].isna() | (kept[scale] == chosen)]
-        words.append(f"{columns.SYMBOLS[scale]} = 0.1")
-    # The scale is said once, in front, and not again in every name.
-    return (kept.assign(method=kept["curve"]) if words else kept), listed(words)
 
 
 def _under(condition: str, best: Best) -> str:
@@ -191,7 +189,7 @@ def winners(best: Best, condition: str) -> list[Finding]:
     low, high = summaries.mean_interval(values)
     n = int(values.notna().sum())
     text = (f"At its best lr, the largest one-step loss decrease{_under(condition, best)} is that "
-            f"of {'; '.join(parts)}. {top} gains {number(values.mean())}"
+            f"of {'; '.join(parts)}. {begin(top)} gains {number(values.mean())}"
             f"{interval(float(low), float(high))}{at_num_dim([last])} ({sample(n)}).")  # fmt: skip
     if n >= summaries.LEAST_INITS and len(best.ranking(condition, last)) > 1:
         if len(certain) == len(num_dims):
@@ -289,7 +287,7 @@ def elsewhere(best: Best, condition: str) -> list[Finding]:
         which = "the largest and smallest shares" if len(others) > 6 else "the shares"
         text += (f" Of CDG's best decrease{at_num_dim(num_dims[-1:])}, {which} are "
                  f"{listed(shares)} ({sample(n)}, paired).")  # fmt: skip
-    return [Finding(condition[0].upper() + condition[1:], text)]
+    return [Finding(begin(condition), text)]
 
 
 def unresolved(best: Best, condition: str) -> list[Finding]:
@@ -313,6 +311,26 @@ def unresolved(best: Best, condition: str) -> list[Finding]:
     names = [f"{method}{at_num_dim(equal[method])}" for method in ordered]
     return [Finding("Not resolved", "The paired difference from CDG includes zero for "
                     f"{'; '.join(names)} ({sample(n)}).")]  # fmt: skip
+
+
+def no_descent(best: Best) -> list[Finding]:
+    """Who does not resolvably bring the loss down at any lr, at the largest num_dim."""
+    parts, n = [], 0
+    for condition in columns.conditions(best.frame):
+        last = best.num_dims(condition)[-1]
+        flat = []
+        for method in best.known.index:
+            values = best.vector(condition, last, method)
+            low, _ = summaries.mean_interval(values) if len(values) else (np.nan, np.nan)
+            if low <= 0:
+                flat.append(method)
+                n = max(n, int(values.notna().sum()))
+        if flat:
+            parts.append(f"{listed(flat)}{at_num_dim([last])}{_under(condition, best)}")
+    if not parts:
+        return []
+    return [Finding("No descent", "At no lr is a decrease of the loss resolved for "
+                    f"{'; '.join(parts)} ({sample(n)}).")]  # fmt: skip
 
 
 def effects(frame: pd.DataFrame) -> list[Finding]:

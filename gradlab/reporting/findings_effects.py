@@ -68,38 +68,39 @@ def _scale(frame: pd.DataFrame, scale: str) -> list[Finding]:
 
 
 def _choice(frame: pd.DataFrame, choice: str) -> list[Finding]:
-    parts, last = [], at_num_dim(list(frame["num_dim"]))
+    # Curves with one and the same answer share a clause.
+    answers: dict[str, list[str]] = {}
+    n = 0.0
     vectors = _vectors(frame, choice)
     for (panel, curve), wide in vectors.groupby(level=["panel", "curve"], sort=False):
         if len(wide) < 2:
             continue
-        means = wide.mean(axis=1)
         names = [columns.text(key[2]) for key in wide.index]
-        order = means.to_numpy().argsort()[::-1]
-        top, bottom = order[0], order[-1]
-        gap = summaries.difference(wide.iloc[top], wide.iloc[bottom])
-        share = summaries.ratio(wide.iloc[bottom], wide.iloc[top])
-        under = f" ({panel})" if panel else ""
-        if gap["n"] >= summaries.LEAST_INITS and not summaries.resolved(gap):
-            parts.append((gap["n"], f"{curve}{under}: no resolved difference between "
-                          f"{listed(names)}"))  # fmt: skip
-            continue
-        equal = [names[i] for i in order[1:] if not summaries.resolved(
-            summaries.difference(wide.iloc[top], wide.iloc[i]))
-            and gap["n"] >= summaries.LEAST_INITS]  # fmt: skip
-        words = f"{curve}{under}: {names[top]} goes furthest"
-        words += f" (not resolved from {listed(equal)})" if equal else ""
-        if share["ratio"] == share["ratio"]:
-            words += f", {names[bottom]} reaches {percent(share)} of it"
-        parts.append((gap["n"], words))
-    if not parts:
+        order = wide.mean(axis=1).to_numpy().argsort()[::-1]
+        rows = [wide.iloc[i] for i in order]
+        gaps = [summaries.difference(rows[0], row) for row in rows[1:]]
+        ranked = [names[i] for i in order]
+        n = max(n, gaps[-1]["n"])
+        unsure = [name for name, gap in zip(ranked[1:], gaps, strict=True)
+                  if gap["n"] >= summaries.LEAST_INITS and not summaries.resolved(gap)]  # fmt: skip
+        name = f"{curve} ({panel})" if panel else str(curve)
+        if len(unsure) == len(gaps):
+            words = f"no difference between {listed(names)} is resolved"
+        else:
+            words = f"{ranked[0]} goes furthest"
+            words += f" (not resolved from {listed(unsure)})" if unsure else ""
+            share = summaries.ratio(rows[-1], rows[0])
+            if share["ratio"] == share["ratio"]:
+                words += f", {ranked[-1]} reaches {percent(share)} of it"
+        answers.setdefault(words, []).append(name)
+    if not answers:
         return []
-    shown = [words for _, words in parts[:4]]
+    parts = [f"{words} for {listed(named)}" for words, named in answers.items()]
     if len(parts) > 4:
-        shown.append(f"{len(parts) - 4} more stand in the tables")
-    name = choice.replace("_", " ")
-    text = f"{'; '.join(shown)} ({sample(parts[0][0])}, paired)."
-    return [Finding(f"Effect of {name}", f"A{last[2:]}, {text}" if last else text)]
+        parts = [*parts[:4], f"{len(parts) - 4} more cases stand in the tables"]
+    last = at_num_dim(list(frame["num_dim"])).strip()
+    text = f"{last[:1].upper()}{last[1:]}{', ' if last else ''}{'; '.join(parts)}"
+    return [Finding(f"Effect of {choice.replace('_', ' ')}", f"{text} ({sample(n)}, paired).")]
 
 
 def _inits(frame: pd.DataFrame) -> int:

@@ -6,12 +6,12 @@ import pandas as pd
 
 from gradlab.reporting import columns, summaries
 from gradlab.reporting.findings import Finding
-from gradlab.reporting.wording import at_num_dim, interval, number, sample
+from gradlab.reporting.wording import at_num_dim, begin, interval, number, sample
 
 BUDGETS = {
-    "forward_passes": "equal forward passes",
-    "seconds": "equal seconds",
-    "steps": "equal steps",
+    "forward_passes": "budget of passes",
+    "seconds": "budget of seconds",
+    "steps": "budget of steps",
 }
 
 
@@ -41,7 +41,7 @@ def trajectory(table: pd.DataFrame) -> list[Finding]:
             text = _winners(rows[rows["condition"] == condition])
             if text:
                 under = f" ({condition})" if several else ""
-                text = f"At {words}{under} the lowest final loss is {text}"
+                text = f"Within the {words}{under} the lowest final loss is {text}"
                 found.append(Finding(words.capitalize(), text))
     return found + _unseen(ends)
 
@@ -61,18 +61,30 @@ def _winners(rows: pd.DataFrame) -> str:
         led.setdefault(ranked[0], []).append(num_dim)
         best = wide.loc[ranked[0]]
         low, high = summaries.mean_interval(best)
+        spent = _spent(here)
         ci = interval(float(low), float(high))
         place = at_num_dim([num_dim]).strip().capitalize()
-        detail = (f" {place}{', ' if place else ''}{ranked[0]} ends at {number(best.mean())}{ci} "
-                  f"({sample(best.notna().sum())})")  # fmt: skip
+        ended = f"{number(best.mean())}{ci}{spent[ranked[0]]}"
+        detail = " " + begin(f"{place}{', ' if place else ''}{ranked[0]} ends at {ended}")
+        detail += f" ({sample(best.notna().sum())})"
         if len(ranked) > 1:
             second = wide.loc[ranked[1]]
             gap = summaries.difference(second, best)
             unsure = gap["n"] >= summaries.LEAST_INITS and not summaries.resolved(gap)
-            detail += f", {ranked[1]} at {number(second.mean())}"
+            detail += f", {ranked[1]} at {number(second.mean())}{spent[ranked[1]]}"
             detail += ", a difference that is not resolved" if unsure else ""
     parts = [f"that of {method}{at_num_dim(dims)}" for method, dims in led.items()]
     return f"{'; '.join(parts)}.{detail}." if parts else ""
+
+
+def _spent(ends: pd.DataFrame) -> dict[str, str]:
+    """What each method had spent when it ended: a limit of steps may end it before its budget."""
+    cost = ends.get("forward_passes", pd.Series(dtype=float)).copy()
+    if "backward_passes" in ends:
+        cost = cost + ends["backward_passes"].fillna(0)
+    means = cost.groupby(ends["method"]).mean()
+    found = {method: f" after {means[method]:,.0f} passes" for method in means.dropna().index}
+    return {method: found.get(method, "") for method in ends["method"].unique()}
 
 
 def _unseen(ends: pd.DataFrame) -> list[Finding]:

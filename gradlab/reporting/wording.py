@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 def number(value: float, digits: int = 3) -> str:
     """``digits`` significant digits, without powers of ten where they can be avoided.
 
-    >>> number(0.012345), number(1234.5), number(float("nan")), number(1.5e-7)
-    ('0.0123', '1,230', '–', '1.5e-07')
+    >>> number(0.012345), number(1234.5), number(float("nan")), number(-0.5)
+    ('0.0123', '1,230', '–', '−0.500')
     """
     if value is None or not math.isfinite(value):
         return "–"
@@ -18,9 +18,9 @@ def number(value: float, digits: int = 3) -> str:
         return "0"
     exponent = math.floor(math.log10(abs(value)))
     if exponent < -5 or exponent > 8:
-        return f"{value:.{digits - 1}g}"
+        return f"{value:.{digits - 1}g}".replace("-", "−")
     rounded = round(value, digits - 1 - exponent)
-    return f"{rounded:,.{max(0, digits - 1 - exponent)}f}"
+    return f"{rounded:,.{max(0, digits - 1 - exponent)}f}".replace("-", "−")
 
 
 def interval(low: float, high: float, scale: float = 1.0, digits: int = 3) -> str:
@@ -45,7 +45,7 @@ def percent(share: Mapping[str, float]) -> str:
     shown = [100 * share[key] for key in ("ratio", "low", "high")]
     # A narrow interval deserves a decimal.
     close = shown[2] - shown[1] < 3
-    mean, low, high = (f"{v:.1f}" if close else f"{v:.0f}" for v in shown)
+    mean, low, high = ((f"{v:.1f}" if close else f"{v:.0f}").replace("-", "−") for v in shown)
     return f"{mean} %" + (f" [{low}, {high}]" if all(map(math.isfinite, shown)) else "")
 
 
@@ -60,6 +60,15 @@ def cosine(value: float) -> str:
     text = f"{value:.3f}" if 0.975 < value < 0.9995 else f"{value:.2f}"
     text = text.replace("0.", ".", 1).replace("-", "−")
     return {"1.00": "1", "−.00": ".00"}.get(text, text)
+
+
+def begin(text: str) -> str:
+    """``text`` as the beginning of a sentence.
+
+    >>> begin("local NES gains"), begin("")
+    ('Local NES gains', '')
+    """
+    return text[:1].upper() + text[1:]
 
 
 def listed(items: Iterable[object]) -> str:

@@ -59,7 +59,11 @@ def bytes_needed(cell: Cell) -> int:
     # Inputs twice (as given and transposed) on the cell's and the fresh batch; CDG and local NES
     # keep every layer's pre-activation and activation.
     layers = 4 + 2 * (objective.get("depth", 1) + 1)
-    return _PROCESS_BYTES + _WORKING_BYTES + 4 * batch * width * layers
+    if cell["estimator"]["name"] == "sr_ste":
+        layers += 10  # its draws see the batch whole
+    if objective.get("activation") == "full":
+        layers += 8  # its decreases are taken in float64
+    return int(_PROCESS_BYTES + _WORKING_BYTES + 4 * batch * width * layers)
 
 
 def seconds_per_forward_pass(cell: Cell, members: int = 8) -> float:
@@ -68,9 +72,7 @@ def seconds_per_forward_pass(cell: Cell, members: int = 8) -> float:
     The fastest of three runs with the cell's own number of threads.
     """
     objective = cells.objective_of(cell)
-    population = GaussianPopulation(
-        objective.initial_params(0), 0.1, key=0, start=0, stop=members
-    )
+    population = GaussianPopulation(objective.initial_params(0), 0.1, key=0, start=0, stop=members)
     threads = torch.get_num_threads()
     torch.set_num_threads(cell["threads"])
     try:

@@ -59,7 +59,7 @@ class GradientQuality:
     settings_model = GradientQualitySettings
 
     def validate(self, cell: Cell) -> None:
-        """Refuse combinations that cannot run; nothing is computed."""
+        """Refuse combinations that cannot run, before anything is measured."""
         cells.require_runnable(cell)
         smoothed = cell["settings"]["reference"] == "smoothed"
         if smoothed and cell["objective"].get("weight", "real") != "real":
@@ -74,11 +74,11 @@ class GradientQuality:
     def forward_passes(self, cell: Cell) -> float:
         """The repeats, and the reference (shared by the cells of one init and batch)."""
         settings = cell["settings"]
-        reference = 10.0 * settings["reference_passes"]
-        if settings["reference"] == "cdg":
-            width = cell["objective"].get("num_dim", 1)
-            reference = 0.7 * width * cell["objective"].get("depth", 1)
-        return settings["repeats"] * cells.estimator_work(cell) + reference
+        reference = cells.differences_work(cell)
+        if settings["reference"] == "smoothed":
+            local = {"name": "nes_local", "passes": settings["reference_passes"]}
+            reference = cells.estimator_work({**cell, "estimator": local})
+        return float(settings["repeats"] * cells.estimator_work(cell) + reference)
 
     def run(self, cell: Cell, scratch: Path) -> Tables:
         """One row per nested population, repeat and layer."""
@@ -209,7 +209,7 @@ def _reference(
     def halves() -> Params:
         passes = settings.reference_passes // 2
         local = estimators.create("nes_local", sigma=settings.reference_sigma, passes=passes)
-        found = {}
+        found: Params = {}
         for half in range(2):
             # A stream that no repeat reaches: the reference is independent of what it judges.
             generator = cells.generator_of(cell, repeat=2**30 + half)

@@ -5,27 +5,30 @@ one member of a population on the line :math:`w - \eta\,g`. The decrease is judg
 (``loss_decrease``) and, since that rewards overfitting the batch, on an unseen one
 (``loss_decrease_fresh``). Nested NES populations give a set of rows each.
 
-``update`` asks whether weights should move jointly, layer by layer (the gradient estimated anew
-before each layer's step) or one weight at a time; ``final`` whether the stepped mean or samples
-around it are what is evaluated (the mean over ``final_samples`` draws). ``step_layers`` moves all
-layers, the hidden ones or the output layer alone: the output layer's gradient is easy to estimate
-and brings most of the decrease, so a step of all layers says little about the hidden ones.
+``update`` asks whether weights should move jointly, layer by layer or one weight at a time: there
+the gradient is estimated anew, with the same random numbers, before each partial step, which takes
+its piece of the normalized new estimate. All estimates are counted as whole ones.
+``final`` asks whether the stepped mean or samples around it are what is evaluated (the mean over
+``final_samples`` draws). ``step_layers`` moves all layers, the hidden ones or the output layer
+alone: the output layer's gradient is easy to estimate and brings most of the decrease, so a step of
+all layers says little about the hidden ones.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
 import torch
+from torch import Tensor
 
-from gradlab.estimators import Estimator, GradientEstimate
-from gradlab.evaluation import LinePopulation, Params
-from gradlab.evaluation.population import GaussianPopulation, num_coordinates
+from gradlab.estimators import GradientEstimate
+from gradlab.evaluation import GaussianPopulation, LinePopulation, Params, Population
+from gradlab.evaluation.population import num_coordinates
 from gradlab.objectives import Objective
 from gradlab.studies import cells
 from gradlab.studies.base import Cell, Row, Settings, Tables, number
@@ -34,7 +37,6 @@ from gradlab.studies.students import student_of
 
 # Sixteen learning rates, three per decade, from 1e-5 to 1.
 DEFAULT_LR = [float(f"{10 ** (-5 + i / 3):.12g}") for i in range(16)]
-
 
 StepLayers = Literal["all", "hidden", "output"]
 
@@ -70,7 +72,8 @@ class LossDecrease:
     settings_model = LossDecreaseSettings
 
     def validate(self, cell: Cell) -> None:
-        """Refuse combinations that cannot run; nothing is computed."""
+        """Refuse combinations that cannot run, before anything is measured."""
+        cells.require_runnable(cell)
         settings = cell["settings"]
         if settings["update"] != "joint" and len(cells.populations_of(cell)) > 1:
             raise ValueError(
@@ -81,7 +84,6 @@ class LossDecrease:
             raise ValueError(
                 'settings.final = "sample" goes with settings.update = "joint" only: choose one.'
             )
-
         if settings["step_layers"] != ["all"] and settings["update"] != "joint":
             raise ValueError(
                 'settings.step_layers other than ["all"] goes with settings.update = "joint" only: '
@@ -96,15 +98,17 @@ class LossDecrease:
         """The estimate, every lr, and the same on the fresh batch."""
         settings = cell["settings"]
         judged = len(settings["lr"]) * (2 if settings["fresh"] else 1)
-        judged *= len(settings["step_layers"])
+        judged *= len(settings["step_layers"]) * len(cells.populations_of(cell))
         judged *= settings["final_samples"] if settings["final"] == "sample" else 1
         estimates = 1.0
         if settings["update"] != "joint":
-            layers = cell["objective"].get("depth", 0) + 1
-            width = cell["objective"].get("num_dim", 1)
-            rounds = layers if settings["update"] == "layerwise" else layers * width**2
-            estimates += rounds * len(settings["lr"])
-        return estimates * cells.estimator_work(cell) + judged
+            tensors, weights = cells.sizes_of(cell)
+            rounds = tensors if settings["update"] == "layerwise" else weights
+            # The first of a step's estimates is the same for every lr.
+            estimates += (rounds - 1) * len(settings["lr"])
+        # A judged member takes half as long again, for its float64 output layer; two batches with
+        # their targets are worth about eight passes.
+        return float(estimates * cells.estimator_work(cell) + 1.5 * judged + 8)
 
     def run(self, cell: Cell, scratch: Path) -> Tables:
         """One row per nested population and lr."""
@@ -116,106 +120,126 @@ class LossDecrease:
                 cell, batch=cell["batch"] + cells.FRESH_BATCHES
             )
         params = student_of(cell, scratch)
-        estimator = cells.estimator_of(cell)
-        generator = cells.generator_of(cell)
         before = float(objective.loss(params))
-        rows: list[Row] = []
         clock = time.perf_counter()
-        estimates = estimator.estimates(objective, params, generator=generator)
+        estimates = cells.estimator_of(cell).estimates(
+            objective, params, generator=cells.generator_of(cell)
+        )
         seconds = time.perf_counter() - clock
+        rows: list[Row] = []
         for population, estimate in zip(cells.populations_of(cell), estimates, strict=True):
-            # A nested population's time is its share of the one pass that served all.
-            share = estimate.forward_passes / max(estimates[-1].forward_passes, 1.0)
-            steps = _Steps(settings, estimator, objective, params, estimate, cell)
-            no_columns = ("lr", "fresh", "final_samples", "final_sigma", "step_layers")
-            key = cells.key_columns(cell, population, leave_out=no_columns)
-            moved = [(layers, steps.decreases(judges, layers)) for layers in settings.step_layers]
-            for (layers, decreases), index in itertools.product(moved, range(len(settings.lr))):
-                decrease = decreases["loss_decrease"][index]
-                measured = {name: number(values[index]) for name, values in decreases.items()}
-                rows.append(
-                    {
-                        **key,
-                        "step_layers": layers,
-                        "lr": settings.lr[index],
-                        "loss_before": number(before),
-                        "loss_after": number(before - decrease),
-                        **measured,
-                        "forward_passes": estimate.forward_passes * steps.estimates_per_step,
-                        "backward_passes": estimate.backward_passes * steps.estimates_per_step,
-                        "seconds": seconds * share,
-                    }
-                )
+            key = cells.key_columns(cell, population, leave_out=("lr", "fresh", "step_layers"))
+            measure = _Measure(settings, cell, judges, params, estimate)
+            own_seconds = seconds * cells.share_of(estimate, estimates[-1])
+            for layers in settings.step_layers:
+                for lr, (decreases, more_seconds) in zip(
+                    settings.lr, measure.decreases(layers), strict=True
+                ):
+                    rows.append(
+                        {
+                            **key,
+                            "step_layers": layers,
+                            "lr": lr,
+                            "loss_before": number(before),
+                            "loss_after": number(before - decreases["loss_decrease"]),
+                            "loss_decrease": number(decreases["loss_decrease"]),
+                            "loss_decrease_fresh": number(
+                                decreases.get("loss_decrease_fresh", math.nan)
+                            ),
+                            "forward_passes": estimate.forward_passes * measure.estimates,
+                            "backward_passes": estimate.backward_passes * measure.estimates,
+                            "seconds": own_seconds + more_seconds,
+                        }
+                    )
         return {"loss_decrease": rows}
 
 
-class _Steps:
-    """The stepped weights of one estimate, for every lr."""
+class _Measure:
+    """What the steps of one estimate bring, for every lr.
+
+    Attributes:
+        estimates: how many estimates one step takes.
+    """
 
     def __init__(
         self,
         settings: LossDecreaseSettings,
-        estimator: Estimator,
-        objective: Objective,
+        cell: Cell,
+        judges: dict[str, Objective],
         params: Params,
         estimate: GradientEstimate,
-        cell: Cell,
     ) -> None:
         self.settings = settings
-        self.estimator = estimator
-        self.objective = objective
+        self.cell = cell
+        self.judges = judges
         self.params = params
         self.gradient = estimate.gradient
-        self.cell = cell
         rounds = {"joint": 1, "layerwise": len(params), "coordinate": num_coordinates(params)}
-        self.estimates_per_step = rounds[settings.update]
+        self.estimates = rounds[settings.update]
 
-    def decreases(
-        self, judges: dict[str, Objective], layers: StepLayers
-    ) -> dict[str, Sequence[float]]:
-        """Loss decrease at every lr, on each judge's batch, when these layers move."""
+    def decreases(self, layers: StepLayers) -> Iterator[tuple[dict[str, float], float]]:
+        """For every lr the decrease on each judge's batch, and the seconds of further estimates."""
         lrs = self.settings.lr
         if self.settings.update != "joint":
-            ends = [self._one_by_one(lr) for lr in lrs]
-            stacked = {name: torch.stack([end[name] for end in ends]) for name in self.params}
-            return {k: j.decreases(self.params, stacked).tolist() for k, j in judges.items()}
-        step = direction(self.gradient, self.settings.normalize)
-        output = list(step)[-1]
-        still = {"all": [], "hidden": [output], "output": [n for n in step if n != output]}
-        step |= {name: torch.zeros_like(step[name]) for name in still[layers]}
-        line = LinePopulation(self.params, step, tuple(lrs))
+            for lr in lrs:
+                end, seconds = self._one_by_one(lr)
+                yield {k: float(found[0]) for k, found in self._judge(end)}, seconds
+            return
+        line = LinePopulation(self.params, self._step(layers), tuple(lrs))
         if self.settings.final == "mean":
-            return {k: j.decreases(self.params, line).tolist() for k, j in judges.items()}
-        result: dict[str, Sequence[float]] = {name: [] for name in judges}
+            judged = {name: found.tolist() for name, found in self._judge(line)}
+            for index in range(len(lrs)):
+                yield {name: values[index] for name, values in judged.items()}, 0.0
+            return
         key = cells.derived_seed(self.cell, 2, self.cell["init"], self.cell["batch"])
+        sigma, draws = self.settings.final_sigma, self.settings.final_samples
         for index in range(len(lrs)):
             stepped = line.part(index, index + 1).members()
             mean = {name: tensor[0] for name, tensor in stepped.items()}
-            samples = GaussianPopulation(
-                mean, self.settings.final_sigma, key, 0, self.settings.final_samples
-            )
-            for name, judge in judges.items():
-                drawn = judge.decreases(self.params, samples).mean()
-                result[name] = [*result[name], float(drawn)]
-        return result
+            samples = GaussianPopulation(mean, sigma, key, 0, draws)
+            yield {name: float(found.mean()) for name, found in self._judge(samples)}, 0.0
 
-    def _one_by_one(self, lr: float) -> Params:
-        """Weights after stepping each layer, or each weight, at its own new estimate."""
+    def _judge(self, population: Population) -> Iterator[tuple[str, Tensor]]:
+        for name, judge in self.judges.items():
+            yield name, judge.decreases(self.params, population)
+
+    def _step(self, layers: StepLayers) -> Params:
+        """The normalized gradient of the layers that move, zero elsewhere."""
+        *hidden, output = self.params
+        moving = {"all": list(self.params), "hidden": hidden, "output": [output]}[layers]
+        step = direction({name: self.gradient[name] for name in moving}, self.settings.normalize)
+        return {
+            name: step[name] if name in step else torch.zeros_like(tensor)
+            for name, tensor in self.params.items()
+        }
+
+    def _one_by_one(self, lr: float) -> tuple[Params, float]:
+        """One member that stepped piece by piece, and the seconds of all estimates but the first.
+
+        Every estimate is normalized as a whole before its piece is taken: a single weight divided
+        by its own norm would lose its size.
+        """
+        estimator, objective = cells.estimator_of(self.cell), self.judges["loss_decrease"]
         current = {name: tensor.clone() for name, tensor in self.params.items()}
-        # Norms of the joint estimate: a single weight divided by its own norm would lose its size.
-        scale = direction(self.gradient, self.settings.normalize)
-        for name, tensor in current.items():
-            if self.settings.update == "layerwise":
-                pieces = [slice(None)]
-            else:
-                pieces = list(range(tensor.numel()))
-            original, scaled = self.gradient[name].double(), scale[name].double()
-            norm = original.norm() / scaled.norm() if scaled.norm() > 0 else original.new_ones(())
-            for piece in pieces:
+        gradient, seconds = self.gradient, 0.0
+        for index, (name, piece) in enumerate(self._pieces()):
+            if index:
+                clock = time.perf_counter()
                 generator = cells.generator_of(self.cell)
-                estimate = self.estimator.estimate(self.objective, current, generator=generator)
-                gradient = estimate.gradient[name].flatten()
-                moved = tensor.flatten().clone()
-                moved[piece] -= (lr * gradient[piece] / norm).to(tensor.dtype)
-                tensor = current[name] = moved.reshape(tensor.shape)
-        return current
+                gradient = estimator.estimate(objective, current, generator=generator).gradient
+                seconds += time.perf_counter() - clock
+            move = direction(gradient, self.settings.normalize)[name]
+            current[name] = current[name].clone()
+            current[name].view(-1)[piece] -= lr * move.reshape(-1)[piece]
+            if not torch.isfinite(current[name]).all():
+                # Diverged: there is nothing left to estimate at, and a sign of infinity must not
+                # pass for a step.
+                current[name].fill_(math.nan)
+                break
+        return {name: tensor[None] for name, tensor in current.items()}, seconds
+
+    def _pieces(self) -> Iterator[tuple[str, slice]]:
+        for name, tensor in self.params.items():
+            size = tensor.numel()
+            length = size if self.settings.update == "layerwise" else 1
+            yield from ((name, slice(i, i + length)) for i in range(0, size, length))

@@ -20,7 +20,7 @@ def direction(gradient: Params, normalize: str) -> Params:
     tensor([0.6000, 0.8000])
     """
     if normalize == "none":
-        return gradient
+        return dict(gradient)
     if normalize == "global":
         norm = flatten(gradient).double().norm().item()
         return {name: tensor / (norm + 1e-8) for name, tensor in gradient.items()}

@@ -2,8 +2,11 @@ r"""Many steps instead of one: where an estimator leads, per forward pass and pe
 
 One-step decrease is myopic. Here each estimator drives w ← w - lr·g for a budget of steps, of
 forward passes (a backward pass counts as one more) or of seconds, on a new batch each step unless
-``resample`` is off, and the loss is recorded on a held-out batch. Runs are reproducible but for a
-budget in seconds, which ends where the machine's speed says.
+``resample`` is off. ``loss`` is that on the batch of the coming step, ``loss_fresh`` that on one
+held-out batch. A step that would overrun the forward passes is not taken, except the first: an
+estimator dearer than the whole budget shows what it does with one step. Seconds are those of
+estimating and stepping alone. Runs are reproducible but for a budget in seconds, which ends where
+the machine's speed says. A run that diverges ends there, with a row without a loss.
 
 ``decay_after``, ``decay_every`` and ``decay_factor`` shrink the lr in steps, and with
 ``decay_width`` the estimator's epsilon or sigma too.
@@ -13,18 +16,20 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
+import torch
 
+from gradlab.estimators import GradientEstimate
 from gradlab.studies import cells
 from gradlab.studies.base import Cell, Row, Settings, Tables, number
 from gradlab.studies.steps import Normalization, PositiveFloat, direction
 from gradlab.studies.students import student_of
 
 PositiveInt = Annotated[int, pydantic.Field(ge=1)]
-_TRAJECTORY_BATCHES = 2**20
 
 
 class TrajectorySettings(Settings):
@@ -64,7 +69,8 @@ class Trajectory:
     settings_model = TrajectorySettings
 
     def validate(self, cell: Cell) -> None:
-        """Refuse combinations that cannot run; nothing is computed."""
+        """Refuse combinations that cannot run, before anything is measured."""
+        cells.require_runnable(cell)
         if len(cells.populations_of(cell)) > 1:
             raise ValueError(
                 "a trajectory follows one gradient: give nes one population (several entries, one "
@@ -74,59 +80,84 @@ class Trajectory:
     def forward_passes(self, cell: Cell) -> float:
         """Steps that the budget allows, times the work of one."""
         settings = cell["settings"]
-        steps = settings["steps"]
+        steps: float = settings["steps"]
         if settings["budget"] == "forward_passes":
-            steps = min(steps, settings["amount"] / max(cells.estimator_work(cell), 1.0))
-        return steps * (cells.estimator_work(cell) + 2) + settings["points"]
+            steps = min(steps, max(settings["amount"] / max(cells.nominal_passes(cell), 1.0), 1.0))
+        # A new batch, its targets and the inputs' copies are worth about four passes.
+        return float(steps * (cells.estimator_work(cell) + 4) + 2 * settings["points"])
 
     def run(self, cell: Cell, scratch: Path) -> Tables:
         """One row per recorded step."""
         settings = TrajectorySettings.model_validate(cell["settings"])
+        key = cells.key_columns(
+            cell, cells.populations_of(cell)[0], leave_out=("steps", "amount", "points")
+        )
         held_out = cells.objective_of(cell, batch=cell["batch"] + cells.FRESH_BATCHES)
+        objective = cells.objective_of(cell)
+        moving = settings.resample and cell["objective"]["name"] != "test_function"
         params = student_of(cell, scratch)
         generator = cells.generator_of(cell)
-        key = cells.key_columns(
-            cell,
-            cells.populations_of(cell)[0],
-            leave_out=("steps", "amount", "points", "decay_after", "decay_every", "decay_factor"),
-        )
         recorded = _recorded_steps(settings)
-        moving = settings.resample and cell["objective"]["name"] != "test_function"
-        objective = cells.objective_of(cell)
-        forward = backward = seconds = 0.0
+        estimator, width = cells.estimator_of(cell), 1.0
+        cost = _Cost()
         rows: list[Row] = []
         for step in range(settings.steps + 1):
             if moving:
-                batch = _TRAJECTORY_BATCHES * (cell["batch"] + 1) + step
+                batch = cells.TRAJECTORY_BATCHES * (cell["batch"] + 1) + step
                 objective = cells.objective_of(cell, batch=batch)
-            over = step == settings.steps or _spent(settings, forward + backward, seconds)
+            diverged = not all(bool(torch.isfinite(w).all()) for w in params.values())
+            over = diverged or step == settings.steps or cost.reaches(settings)
             if step in recorded or over:
-                loss = float(objective.loss(params))
+                loss = math.nan if diverged else float(objective.loss(params))
                 rows.append(
                     {
                         **key,
                         "step": step,
-                        "forward_passes": forward,
-                        "backward_passes": backward,
-                        "seconds": seconds,
+                        "forward_passes": cost.forward_passes,
+                        "backward_passes": cost.backward_passes,
+                        "seconds": cost.seconds,
                         "loss": number(loss),
-                        "loss_fresh": number(held_out.loss(params)),
+                        "loss_fresh": None if diverged else number(float(held_out.loss(params))),
                     }
                 )
-                if not math.isfinite(loss):
-                    break
+                over = over or not math.isfinite(loss)
             if over:
                 break
             shrink = _shrink(settings, step)
-            estimator = cells.estimator_of(_narrowed(cell, shrink if settings.decay_width else 1.0))
+            if settings.decay_width and shrink != width:
+                estimator, width = cells.estimator_of(_narrowed(cell, shrink)), shrink
             clock = time.perf_counter()
             estimate = estimator.estimate(objective, params, generator=generator)
             move = direction(estimate.gradient, settings.normalize)
             params = {name: w - settings.lr * shrink * move[name] for name, w in params.items()}
-            seconds += time.perf_counter() - clock
-            forward += estimate.forward_passes
-            backward += estimate.backward_passes
+            cost.add(estimate, time.perf_counter() - clock)
         return {"trajectory": rows}
+
+
+@dataclass
+class _Cost:
+    """What a run has spent so far."""
+
+    forward_passes: float = 0.0
+    backward_passes: float = 0.0
+    seconds: float = 0.0
+    last: float = 0.0
+
+    def add(self, estimate: GradientEstimate, seconds: float) -> None:
+        """One more step."""
+        self.forward_passes += estimate.forward_passes
+        self.backward_passes += estimate.backward_passes
+        self.seconds += seconds
+        self.last = estimate.forward_passes + estimate.backward_passes
+
+    def reaches(self, settings: TrajectorySettings) -> bool:
+        """Whether the budget leaves no room for another step."""
+        if settings.budget == "seconds":
+            return self.seconds >= settings.amount
+        if settings.budget == "forward_passes":
+            spent = self.forward_passes + self.backward_passes
+            return spent > 0 and spent + self.last > settings.amount
+        return False
 
 
 def _recorded_steps(settings: TrajectorySettings) -> set[int]:
@@ -137,11 +168,6 @@ def _recorded_steps(settings: TrajectorySettings) -> set[int]:
     """
     scale = math.log1p(settings.steps) / settings.points
     return {round(math.expm1(scale * i)) for i in range(settings.points + 1)} | {0, settings.steps}
-
-
-def _spent(settings: TrajectorySettings, passes: float, seconds: float) -> bool:
-    spent = {"steps": 0.0, "forward_passes": passes, "seconds": seconds}[settings.budget]
-    return spent >= settings.amount
 
 
 def _shrink(settings: TrajectorySettings, step: int) -> float:
@@ -158,6 +184,3 @@ def _narrowed(cell: Cell, factor: float) -> Cell:
         if options.get(width) is not None:
             options[width] *= factor
     return {**cell, "estimator": options}
-
-
-

@@ -13,9 +13,10 @@ from gradlab.sweep import provenance
 from gradlab.sweep.cells import Cell, group_labels
 from gradlab.sweep.expansion import expand
 from gradlab.sweep.spec import Spec
-from gradlab.sweep.store import FILE, Store
+from gradlab.sweep.store import FILE, Store, exists
 from gradlab.sweep.worker import torch_threads
 
+MEASURED_EXAMPLES = 32_768
 DRIVER_BYTES = 350 * 2**20  # Python with torch and pandas loaded, which works no cell itself
 
 
@@ -101,8 +102,7 @@ def plan(spec: Spec, results: str | Path = "results", jobs: int | None = None) -
             continue
         problem = json.dumps([cell.config["objective"], cell.config["threads"]], sort_keys=True)
         if problem not in pass_seconds:
-            with torch_threads(cell.config["threads"]):
-                pass_seconds[problem] = studies.seconds_per_forward_pass(cell.config)
+            pass_seconds[problem] = _measure(cell.config)
         costs[kind] = study.forward_passes(cell.config) * pass_seconds[problem]
     missing = [cell for cell in cells if cell.hash not in stored]
     seconds = [costs[_kind(cell.config)] for cell in missing]
@@ -116,6 +116,18 @@ def plan(spec: Spec, results: str | Path = "results", jobs: int | None = None) -
         seconds=wall,
         bytes=memory,
     )
+
+
+def _measure(config: Mapping[str, Any]) -> float:
+    """Seconds of one forward pass on this machine; a large batch is measured on a part of it."""
+    from gradlab import studies
+
+    objective = config["objective"]
+    size = objective.get("batch_size") or 1
+    part = min(size, MEASURED_EXAMPLES)
+    smaller = {**objective, "batch_size": part} if "batch_size" in objective else objective
+    with torch_threads(config["threads"]):
+        return studies.seconds_per_forward_pass({**config, "objective": smaller}) * size / part
 
 
 def group(
@@ -150,7 +162,7 @@ def group(
 
 def stored_cells(folder: Path) -> dict[str, dict[str, Any]]:
     """What a study's store knows of its cells, by hash; empty where there is no store yet."""
-    if not (folder / FILE).is_file():
+    if not exists(folder / FILE):
         return {}
     with Store(folder / FILE) as store:
         return {cell["hash"]: cell for cell in store.cells()}

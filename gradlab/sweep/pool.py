@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -68,6 +69,22 @@ def _alone(cell: Cell, scratch: str, jobs: int) -> Outcome:
     return killed(cell.hash, cell.config, reason)
 
 
+@contextlib.contextmanager
+def _sigint_held_back() -> Iterator[None]:
+    """Start workers that Ctrl-C never reaches, not even before :func:`start` has run in them.
+
+    A blocked signal stays blocked in the processes that start meanwhile; here it arrives after.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _parallel(cells: Iterable[Cell], scratch: str, jobs: int, flying: set[str]) -> Outcomes:
     """Outcomes as joblib's workers finish; ``flying`` holds the cells handed out."""
     import joblib
@@ -81,7 +98,8 @@ def _parallel(cells: Iterable[Cell], scratch: str, jobs: int, flying: set[str]) 
         n_jobs=jobs, backend="loky", pre_dispatch="n_jobs", batch_size=1,
         return_as="generator_unordered", initializer=start, initargs=(os.getpid(),),
     )  # fmt: skip
-    results = parallel(tasks())
+    with _sigint_held_back():
+        results = parallel(tasks())
     try:
         yield from results
     finally:

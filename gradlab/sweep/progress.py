@@ -17,23 +17,27 @@ LINE_EVERY = 10.0  # seconds between plain lines
 class Clock:
     """The time left, from the share of the estimated work that is done.
 
+    It runs from when the first cell began: what the workers took to start says nothing about the
+    cells.
+
     Args:
         total: estimated work, in any unit.
-        now: the time at the start, in seconds.
 
-    >>> clock = Clock(4.0, now=0.0)
-    >>> clock.advance(1.0, now=10.0)
-    >>> clock.left(now=12.0)
+    >>> clock = Clock(4.0)
+    >>> clock.advance(1.0, seconds=10.0, now=110.0)
+    >>> clock.left(now=112.0)
     28.0
     """
 
-    def __init__(self, total: float, now: float) -> None:
+    def __init__(self, total: float) -> None:
         self.total = total
         self.done = 0.0
-        self.started = self.last = now
+        self.began = self.last = 0.0
 
-    def advance(self, work: float, now: float) -> None:
-        """Count ``work`` as done."""
+    def advance(self, work: float, seconds: float, now: float) -> None:
+        """Count ``work`` as done, which took ``seconds`` until ``now``."""
+        if self.done <= 0:
+            self.began = now - seconds
         self.done += work
         self.last = now
 
@@ -41,7 +45,7 @@ class Clock:
         """Seconds left, ``None`` while nothing is known."""
         if self.done <= 0:
             return None
-        rate = (self.last - self.started) / self.done
+        rate = (self.last - self.began) / self.done
         return max((self.total - self.done) * rate - (now - self.last), 0.0)
 
 
@@ -60,8 +64,8 @@ class Progress:
         self.total = total
         self.done = done
         self.failed = 0
-        self.clock = Clock(work, time.monotonic())
-        self._last_line = time.monotonic()
+        self.clock = Clock(work)
+        self._started = self._last_line = time.monotonic()
         self._bar = _bar(self) if self.stream.isatty() else None
 
     def __enter__(self) -> Progress:
@@ -74,10 +78,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, work: float, failed: bool) -> None:
-        """Count one cell as over."""
+    def advance(self, work: float, seconds: float, failed: bool) -> None:
+        """Count one cell as over, which took ``seconds``."""
         now = time.monotonic()
-        self.clock.advance(work, now)
+        self.clock.advance(work, seconds, now)
         self.done += not failed
         self.failed += failed
         if self._bar is not None:
@@ -99,7 +103,7 @@ class Progress:
         parts = [f"{self.done:,}/{counted(self.total, 'cell')}"]
         if self.failed:
             parts.append(f"{self.failed:,} failed")
-        parts.append(seconds_text(now - self.clock.started))
+        parts.append(seconds_text(now - self._started))
         left = self.clock.left(now)
         if left is not None:
             parts.append(f"{about(left)} left")

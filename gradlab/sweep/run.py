@@ -197,7 +197,8 @@ def _run_missing(
                     _store(store, configs[outcome.hash], outcome)
                     ran += outcome.failure is None
                     notes.update(outcome.provenance.get("warnings", ()))
-                    display.advance(work[outcome.hash], outcome.failure is not None)
+                    seconds = outcome.provenance.get("seconds", 0.0)
+                    display.advance(work[outcome.hash], seconds, outcome.failure is not None)
         except KeyboardInterrupt:
             finished = len(store.finished() & {cell.hash for cell in cells})
             raise Interrupted(

@@ -143,7 +143,8 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Spec:
     raw = _read_toml(path)
     for text in overrides:
         override(raw, text)
-    return from_dict(raw, source=" ".join([str(path), *(f"with {text}" for text in overrides)]))
+    changed = f" with {', '.join(overrides)}" if overrides else ""
+    return from_dict(raw, source=f"{path}{changed}")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

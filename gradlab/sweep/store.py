@@ -67,10 +67,10 @@ class Store:
 
     def __init__(self, path: str | Path, *, writable: bool = False) -> None:
         self.path = Path(path)
-        if not writable and not self.path.is_file():
+        if not writable and not exists(self.path):
             raise StoreError(f"there is no store at {self.path}: `gradlab run` makes one.")
         try:
-            fresh = not self.path.exists() or self.path.stat().st_size == 0
+            fresh = not exists(self.path)
             mode = "rwc" if writable else "rw"  # a reader may have to roll back a killed writer
             if not writable and not os.access(self.path, os.W_OK):
                 mode = "ro"
@@ -296,6 +296,11 @@ class Store:
             return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise _explain(error, self.path) from None
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a store; a run that has just begun has made an empty file."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _pack(rows: Sequence[Mapping[str, Any]]) -> str:

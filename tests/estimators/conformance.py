@@ -89,9 +89,21 @@ def nes(population: Any = 500, referee: Any = None, **options: Any) -> Case:
     return Case("nes", {"population": population} | options, largest, 0.0, referee=referee)
 
 
+LAYERS = 3  # of the network with real weights below: two hidden and the output
+
+
 def nes_local(passes: int = 2, **options: Any) -> Case:
-    cost = float(passes + options.get("baseline", True))
-    return Case("nes_local", {"passes": passes} | options, cost, 0.0, referee=smoothed)
+    # The conformance network has LAYERS layers; the last two of them are taken pathwise.
+    head = 2 if options.get("condition_last", True) else 1
+    forward, backward = float(passes), passes * head / LAYERS
+    baseline = options.get("baseline", "noise_free")
+    if baseline == "noise_free":
+        forward += 1
+    if baseline == "mean_field":
+        behind = [(LAYERS - layer - 1) / LAYERS for layer in range(LAYERS - head)]
+        expansions = sum(share * (passes if layer else 1) for layer, share in enumerate(behind))
+        forward, backward = forward + expansions, backward + expansions
+    return Case("nes_local", {"passes": passes} | options, forward, backward, referee=smoothed)
 
 
 CASES = [
@@ -126,8 +138,12 @@ CASES = [
     nes_local(5),
     nes_local(antithetic=False),
     nes_local(condition_last=False),
-    nes_local(8, baseline=False),
-    Case("nes_local", {"layers": ["layers.0.weight", "layers.2.weight"]}, 3.0, 0.0),
+    nes_local(8, baseline="none"),
+    nes_local(baseline="mean_field"),
+    nes_local(5, baseline="mean_field", antithetic=False),
+    nes_local(3, baseline="mean_field", condition_last=False),
+    # Without the last hidden layer only the output layer is pathwise.
+    Case("nes_local", {"layers": ["layers.0.weight", "layers.2.weight"]}, 3.0, 2 / LAYERS),
     Case("sr_ste", {}, 1.0, 1.0),
     Case("sr_ste", {"samples": 10}, 10.0, 10.0),
     Case("sr_ste", {"samples": 3, "temperature": 0.5, "normalize": False}, 3.0, 3.0),

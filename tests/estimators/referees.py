@@ -65,9 +65,7 @@ class Layers:
 
     def repeated(self, copies: int) -> Layers:
         """Every example ``copies`` times: the same loss, with more noise to average over."""
-        return Layers(
-            self.model, self.inputs.repeat(copies, 1), self.targets.repeat(copies, 1)
-        )
+        return Layers(self.model, self.inputs.repeat(copies, 1), self.targets.repeat(copies, 1))
 
 
 def problem(
@@ -246,7 +244,9 @@ def exact_gradients(
     }
     leaves = [*mean.values(), *width.values()]
     gradients = torch.autograd.grad(smoothed(objective, mean, width), leaves, allow_unused=True)
-    filled = [torch.zeros_like(w) if g is None else g for w, g in zip(leaves, gradients, strict=True)]
+    filled = [
+        torch.zeros_like(w) if g is None else g for w, g in zip(leaves, gradients, strict=True)
+    ]
     return dict(zip(mean, filled[: len(mean)], strict=True)), dict(
         zip(mean, filled[len(mean) :], strict=True)
     )

@@ -10,7 +10,7 @@ import torch
 from gradlab.estimators import create
 from gradlab.estimators.nes import weighted_noise
 from gradlab.evaluation import GaussianPopulation
-from gradlab.objectives import TestFunction, TeacherStudent
+from gradlab.objectives import TeacherStudent, TestFunction
 from tests.estimators import referees
 
 SIGMA = 0.5
@@ -139,8 +139,10 @@ def test_nes_is_a_weighted_average_of_coordinate_flips() -> None:
     # that difference is 2ε CDG_i: gradlab's CDG, averaged over all sign patterns, is the gradient.
     objective = TeacherStudent(2, 16, seed=0, depth=2, weight="binary")
     layers = referees.Layers(objective.model, objective.inputs, objective.targets)
-    params = {name: torch.randn(w.shape, generator=generator()) for name, w in
-              objective.initial_params(0).items()}
+    params = {
+        name: torch.randn(w.shape, generator=generator())
+        for name, w in objective.initial_params(0).items()
+    }
     exact, _ = referees.exact_gradients(referees.smoothed_loss_of_signs, layers, params, SIGMA)
     hidden = objective.layer_names[:-1]
     mean = torch.cat([params[name].flatten() for name in hidden]).double()
@@ -180,7 +182,7 @@ def test_nested_populations_are_prefixes_of_one_sample() -> None:
 
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_gradient_is_the_weighted_sum_of_the_populations_own_noise(antithetic: bool) -> None:
-    objective, params = referees.problem(3, 1)
+    _, params = referees.problem(3, 1)
     population = GaussianPopulation(params, 0.1, 17, 0, 50, antithetic=antithetic)
     noise = population.noise().double()
     weights = torch.randn(2, 50, dtype=torch.float64, generator=generator())
@@ -205,9 +207,7 @@ def test_rank_based_fitness_ignores_monotone_transformations_of_the_loss() -> No
         assert all(torch.equal(one.gradient[n], two.gradient[n]) for n in params) == same
 
 
-@pytest.mark.parametrize(
-    "fitness", ["raw", "centered", "z_score", "centered_rank", "utilities"]
-)
+@pytest.mark.parametrize("fitness", ["raw", "centered", "z_score", "centered_rank", "utilities"])
 def test_a_member_without_a_loss_makes_the_gradient_nan(fitness: str) -> None:
     objective, params = referees.problem(2, 1)
 

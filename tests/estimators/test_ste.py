@@ -53,9 +53,9 @@ def backpropagate(
 
 
 def estimate(objective: TeacherStudent, params: Params, **options: Any) -> Params:
-    return create("ste", **options).estimate(
-        objective, params, generator=torch.Generator()
-    ).gradient
+    return (
+        create("ste", **options).estimate(objective, params, generator=torch.Generator()).gradient
+    )
 
 
 def assert_close(got: Params, expected: dict[str, Array]) -> None:

@@ -11,7 +11,7 @@ from gradlab.reporting import drawing
 from tests.reporting import synthetic
 from tests.reporting.synthetic import CDG, LOCAL, MATCHED, NES, STES
 
-LRS = [0.001, 0.01, 0.1, 1.0]
+LRS = [0.01, 0.1, 1.0]
 FEW = [CDG, STES[0], MATCHED, LOCAL[0], *NES[:2]]
 
 
@@ -50,9 +50,15 @@ def module(name: str) -> ModuleType:
 
 def draw(name: str, rows: pd.DataFrame, **options: object) -> tuple[Figure, pd.DataFrame]:
     figure = module(name)
-    drawn = figure.draw({figure.TABLES[0]: rows}, **options)
-    drawn[0].draw_without_rendering()  # a layout that does not fit warns, and warnings are errors
+    drawn: tuple[Figure, pd.DataFrame] = figure.draw({figure.TABLES[0]: rows}, **options)
     return drawn
+
+
+def laid_out(name: str, rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Drawn and laid out: what does not fit warns, and warnings are errors."""
+    figure, numbers = draw(name, rows)
+    figure.draw_without_rendering()
+    return figure, numbers
 
 
 def texts(figure: Figure) -> str:
@@ -70,7 +76,7 @@ def test_every_shipped_figure_is_tested_here() -> None:
 
 @pytest.mark.parametrize("name", FULL)
 def test_a_full_table_is_drawn_with_its_numbers_and_its_note(name: str) -> None:
-    figure, numbers = draw(name, FULL[name]())
+    figure, numbers = laid_out(name, FULL[name]())
     assert {"mean", "low", "high", "n"} <= set(numbers)
     assert "95 % bootstrap CI over inits, n = 3" in numbers.attrs["note"]
     assert figure.get_suptitle()
@@ -88,7 +94,7 @@ def test_no_interval_is_claimed_for_two_inits(name: str) -> None:
 @pytest.mark.parametrize("inits", [1, 3])
 def test_one_num_dim_and_one_estimator_are_enough(name: str, inits: int) -> None:
     rows = falls([STES[0]], num_dims=[8], inits=inits, batches=1)
-    figure, numbers = draw(name, rows)
+    figure, numbers = laid_out(name, rows)
     assert "STE hardtanh" in texts(figure)
     assert set(numbers["method"]) == {"STE hardtanh"}
 
@@ -165,9 +171,24 @@ def test_without_cdg_there_is_no_share_of_it() -> None:
 
 
 def test_conditions_get_panels_of_their_own() -> None:
-    rows = pd.concat([falls([CDG], student=s) for s in ("fresh", "converged")])
-    figure, _ = draw("best_loss_decrease", rows)
+    states = ("fresh", "converged (500 steps, 1000 examples)")
+    rows = pd.concat([falls([CDG], student=state) for state in states])
+    figure, _ = laid_out("best_loss_decrease", rows)
     assert len(figure.axes) == 4  # two students, absolute and relative
+
+
+def test_conditions_of_one_size_share_the_axis_and_small_ones_keep_their_own() -> None:
+    size = {"all": 1.0, "hidden": 0.6, "output": 0.01}
+    rows = pd.concat(
+        falls([dict(CDG, quality=q)], num_dims=[8], noise=0.0, step_layers=layers)
+        for layers, q in size.items()
+    )
+    figure, _ = draw("loss_decrease_by_lr", rows)
+    tops = [ax.get_ylim()[1] for ax in figure.axes]
+    assert tops[0] > 10 * tops[2]
+    near = rows[rows["step_layers"] != "output"]
+    figure, _ = draw("loss_decrease_by_lr", near)
+    assert len({ax.get_ylim() for ax in figure.axes}) == 1
 
 
 def test_nested_sizes_are_said_to_be_correlated() -> None:
@@ -178,18 +199,18 @@ def test_nested_sizes_are_said_to_be_correlated() -> None:
 def test_layers_are_counted_from_one_with_all_apart() -> None:
     figure, _ = draw("cosine_by_layer", synthetic.gradient_quality([STES[0]]))
     labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
-    assert labels == ["1", "2", "3", "4", "all"]
+    assert labels == ["1", "2", "3", "4", "hidden", "all"]
 
 
 def test_activation_bits_are_panels() -> None:
     rows = pd.concat(
-        synthetic.gradient_quality([STES[0]], activation=a) for a in ("binary", "ternary", "full")
+        synthetic.gradient_quality([STES[0]], activation=a) for a in ("full", "binary", "ternary")
     )
     figure, _ = draw("cosine_by_layer", rows)
-    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
-    assert [title.split(", ")[1] for title in titles] == [
-        "binary activations", "ternary activations", "full activations",
-    ]  # fmt: skip
+    titles = [ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes]
+    assert titles == [
+        f"num_dim = 32, {activation} activations" for activation in ("binary", "ternary", "full")
+    ]
 
 
 def test_cost_is_forward_passes_and_ste_stands_at_one() -> None:
@@ -223,9 +244,26 @@ def test_each_budget_is_drawn_from_its_own_runs() -> None:
 
 def test_scales_are_drawn_for_fresh_and_converged_students() -> None:
     figure, numbers = draw("hyperparameter", scales())
-    assert set(numbers["hyperparameter"]) == {"epsilon", "sigma"}
-    assert "CDG, fresh" in texts(figure)
-    assert "CDG, converged" in texts(figure)
+    measured = numbers[numbers["hyperparameter"] != "none"]
+    assert set(measured["hyperparameter"]) == {"epsilon", "sigma"}
+    assert set(measured["scale"]) == {0.1, 1.0}
+    assert [ax.get_ylabel().split("\n")[0] for ax in figure.axes[::2]] == [
+        "num_dim = 8, fresh student", "num_dim = 8, converged student",
+    ]  # fmt: skip
+
+
+def test_an_estimator_without_a_scale_is_a_level_line() -> None:
+    rows = pd.concat([scales(), synthetic.loss_decrease([STES[0]], [8], 3, 1, LRS)])
+    figure, numbers = draw("hyperparameter", rows)
+    assert numbers.loc[numbers["hyperparameter"] == "none", "curve"].tolist() == ["STE hardtanh"]
+    assert "STE hardtanh" in texts(figure)
+
+
+@pytest.mark.parametrize("name", FALLS)
+def test_of_several_scales_the_other_figures_show_the_default_one(name: str) -> None:
+    _, numbers = draw(name, scales())
+    assert set(numbers["method"]) == {"CDG", "NES 500"}
+    assert "ε = 0.1 and σ = 0.1 is shown" in numbers.attrs["note"]
 
 
 def test_settings_keep_the_order_of_the_study() -> None:
@@ -236,6 +274,6 @@ def test_settings_keep_the_order_of_the_study() -> None:
 
 def test_a_setting_of_the_study_is_compared_like_an_option() -> None:
     rows = pd.concat([falls([CDG, STES[0]], normalize=n) for n in ("tensor", "global")])
-    figure, numbers = draw("settings_comparison", rows)
+    _, numbers = draw("settings_comparison", rows)
     assert set(numbers["choice"]) == {"tensor", "global"}
     assert set(numbers["method"]) == {"CDG", "STE hardtanh"}

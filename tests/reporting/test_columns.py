@@ -44,11 +44,12 @@ def test_whatever_else_varies_is_the_condition() -> None:
         [small.assign(student=student, normalize=normalize)
          for student in ("converged", "fresh") for normalize in ("tensor", "global")]
     )  # fmt: skip
+    # fresh first; settings in the order in which they were run
     assert columns.conditions(columns.annotate(frame)) == [
-        "fresh student, normalize global",
         "fresh student, normalize tensor",
-        "converged student, normalize global",
+        "fresh student, normalize global",
         "converged student, normalize tensor",
+        "converged student, normalize global",
     ]
 
 
@@ -74,9 +75,10 @@ def test_objectives_without_num_dim_and_columns_of_lists_are_read() -> None:
 
 
 def test_layers_come_in_order_with_all_of_them_last() -> None:
-    layers = pd.Series(["all", "layers.10.weight", "layers.2.weight", "layers.0.weight"])
-    order = columns.layer_order(layers)
-    assert [columns.layer_name(layer) for layer in order] == ["1", "3", "11", "all"]
+    names = ["all", "layers.10.weight", "hidden", "layers.2.weight", "layers.0.weight"]
+    order = columns.layer_order(pd.Series(names))
+    assert [columns.layer_name(layer) for layer in order] == ["1", "3", "11", "hidden", "all"]
+    assert columns.single_layers(pd.Series(names)) == order[:3]
 
 
 def test_the_reference_is_the_cdg_of_the_default_width() -> None:

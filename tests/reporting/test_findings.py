@@ -116,7 +116,7 @@ def test_the_effect_of_a_setting_is_told_with_its_size() -> None:
     rows = synthetic.loss_decrease(methods, [8], lrs=LRS, noise=0.0)
     text = say(loss_decrease=rows)["Effect of fitness"]
     assert "goes furthest (not resolved from" in text
-    assert "raw reaches 50.0 % [50.0, 50.0] of it (n = 3 inits" in text
+    assert "raw reaches 50.0 % [50.0, 50.0] of it for NES 500 (n = 3 inits" in text
 
 
 def test_the_best_scale_is_named_for_each_kind_of_student() -> None:
@@ -167,16 +167,37 @@ def test_more_activation_bits_are_compared() -> None:
 def test_trajectories_are_compared_under_each_budget() -> None:
     methods = [synthetic.CDG, synthetic.NES[0]]
     said = say(trajectory=synthetic.trajectory(methods, [8, 32]))
-    assert "that of CDG at num_dim 8 and 32" in said["Equal forward passes"]
-    assert "At num_dim 32, CDG ends at" in said["Equal seconds"]
-    assert "not resolved" not in said["Equal seconds"]
+    assert "that of CDG at num_dim 8 and 32" in said["Budget of passes"]
+    assert "At num_dim 32, CDG ends at" in said["Budget of seconds"]
+    assert "after 248,320 passes" in said["Budget of seconds"]
+    assert "not resolved" not in said["Budget of seconds"]
 
 
 def test_a_diverged_trajectory_never_ends_lowest() -> None:
     rows = synthetic.trajectory([synthetic.CDG, synthetic.NES[0]], [8], budgets=["steps"])
     last = rows["step"] == rows["step"].max()
     rows.loc[last & (rows["estimator"] == "cdg") & (rows["init"] == 0), "loss"] = np.nan
-    assert "that of NES 500 at num_dim 8" in say(trajectory=rows)["Equal steps"]
+    assert "that of NES 500 at num_dim 8" in say(trajectory=rows)["Budget of steps"]
+
+
+def test_an_estimator_that_never_descends_is_named() -> None:
+    lost = dict(synthetic.NES[0], quality=-1.0)
+    rows = synthetic.loss_decrease([synthetic.CDG, lost], [8], lrs=LRS[:3])
+    text = say(loss_decrease=rows)["No descent"]
+    assert (
+        text
+        == "At no lr is a decrease of the loss resolved for NES 500 at num_dim 8 (n = 3 inits)."
+    )
+    assert "No descent" not in say(loss_decrease=exact())
+
+
+def test_further_conditions_get_a_finding_each() -> None:
+    hidden = exact(step_layers="hidden")
+    hidden["loss_decrease"] *= np.where(hidden["estimator"] == "nes", 0.1, 0.5)
+    said = say(loss_decrease=pd.concat([exact(step_layers="all"), hidden]))
+    assert said["Which condition"].endswith("this case: all layers step.")
+    assert "25.0 % [25.0, 25.0] with NES 500" in said["NES"]
+    assert "5.0 % [5.0, 5.0] with NES 500" in said["Hidden layers step"]
 
 
 def test_tables_of_an_unknown_kind_are_passed_over() -> None:

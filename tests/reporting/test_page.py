@@ -53,9 +53,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
     folder = tmp_path_factory.mktemp("results") / "quickstart"
     rows = synthetic.loss_decrease(METHODS, **SMALL)
     synthetic.store(
-        folder, {"loss_decrease": rows}, failed=1, missing=1,
-        title="Is <script>alert(1)</script> downhill?", figures=["best_loss_decrease", "trajectory"],
-    )  # fmt: skip
+        folder,
+        {"loss_decrease": rows},
+        failed=1,
+        missing=1,
+        title="Is <script>alert(1)</script> downhill?",
+        figures=["best_loss_decrease", "trajectory"],
+    )
     path = reporting.write(folder)
     return path, Page(path.read_text(encoding="utf-8"))
 

@@ -38,6 +38,13 @@ def test_what_was_not_measured_is_not_run() -> None:
     assert found["cosine of STE to CDG, ternary activations, layer 1"] != "NOT RUN"
 
 
+def test_every_gain_is_compared_by_itself() -> None:
+    rows = pd.concat([measured(0.8934, gain=1.0), measured(0.5, gain=1.7320508)])
+    found = verdicts(rows)
+    assert found["cosine of STE to CDG, binary activations, layer 1 (gain 1)"] == "PASS"
+    assert found["cosine of STE to CDG, binary activations, layer 1 (gain 1.73)"] == "FAIL"
+
+
 @pytest.mark.parametrize("columns", [{"num_dim": 8}, {"reference": "smoothed"}])
 def test_another_network_or_reference_is_not_compared(columns: dict[str, object]) -> None:
     assert published.compare(measured(0.9).assign(**columns)).empty

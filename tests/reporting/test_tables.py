@@ -29,9 +29,10 @@ def test_export_writes_every_row_and_a_summary(tmp_path: Path) -> None:
 
 def test_gradient_summaries_keep_layers_in_order() -> None:
     summary = tables.gradient_quality(synthetic.gradient_quality([synthetic.CDG], noise=0.0))
-    assert summary["layer"].tolist() == [f"layers.{i}.weight" for i in range(4)] + ["all"]
-    assert summary["cosine"].tolist() == pytest.approx([1.0] * 5)
-    assert summary["forward_passes"].tolist() == [6208.0] * 5
+    layers = [f"layers.{i}.weight" for i in range(4)]
+    assert summary["layer"].tolist() == [*layers, "hidden", "all"]
+    assert summary["cosine"].tolist() == pytest.approx([1.0] * 6)
+    assert summary["forward_passes"].tolist() == [6208.0] * 6
 
 
 def test_trajectory_summaries_take_the_last_loss() -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from gradlab import sweep
-from gradlab.sweep.store import FILE, Store, StoreError, lock
+from gradlab.sweep.store import FILE, Store, StoreError, exists, lock
 from tests.sweep.conftest import command
 
 UNREPEATABLE = ["seconds"]
@@ -29,7 +29,7 @@ def wait_for_cells(folder: Path, count: int, process: subprocess.Popen[str]) -> 
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
-        if (folder / FILE).exists():
+        if exists(folder / FILE):
             with Store(folder / FILE) as store:
                 if len(store.finished()) >= count:
                     return
@@ -71,7 +71,10 @@ def test_ctrl_c_keeps_finished_cells_and_says_so_in_one_sentence(
 ) -> None:
     errors, status = interrupted_run(signal.SIGINT, jobs)
     assert status == 1
-    (line,) = errors.splitlines()
+    # (A slow machine may have written how far it was.)
+    lines = [line for line in errors.splitlines() if " left" not in line]
+    assert len(lines) == 1, errors
+    (line,) = lines
     assert line.startswith("gradlab: interrupted: ")
     assert line.endswith("of 24 cells are done and kept, the same command continues.")
     with Store(tmp_path / "results" / "tiny" / FILE) as store:
@@ -98,33 +101,23 @@ def test_sigkill_half_way_then_the_next_run_continues_to_equal_tables(
     assert len(ran) <= 24 + 2  # only the two cells in flight ran twice
 
 
-def test_a_worker_killed_once_costs_nothing(
-    write_spec: Callable[..., Path], tmp_path: Path
-) -> None:
-    spec = sweep.read_spec(
-        write_spec(), ["settings.fault=kill_once", "estimators.ste.surrogate=steep"]
-    )
-    summary = sweep.run(spec, tmp_path, jobs=2, progress=False)
-    assert (summary.done, summary.failed) == (16, 0)
-    assert (tmp_path / "tiny" / "scratch" / "killed").exists()
-
-
-def test_a_cell_that_always_kills_its_worker_fails_alone(
+def test_only_the_cell_that_always_kills_its_worker_fails(
     write_spec: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = sweep.read_spec(
-        write_spec(), ["settings.fault=kill", "objective.num_dim=2", "batches=1", "inits=3",
-                       'estimators=[{name = "cdg"}]'],
+        write_spec(), ['settings.fault=["kill_once", "kill"]', "objective.num_dim=2", "batches=1",
+                       "inits=3", 'estimators=[{name = "cdg"}]'],
     )  # fmt: skip
     summary = sweep.run(spec, tmp_path, jobs=2)
-    assert (summary.done, summary.failed) == (2, 1)
+    assert (summary.done, summary.failed) == (5, 1)
     with Store(tmp_path / "tiny" / FILE) as store:
         (failure,) = store.failures()
-    assert failure["config"]["init"] == 0
+    assert (failure["config"]["init"], failure["config"]["settings"]["fault"]) == (0, "kill")
     assert "died 3 times" in failure["traceback"]
     assert "a worker died" in capfd.readouterr().err
     ran = (tmp_path / "tiny" / "scratch" / "ran.txt").read_text().splitlines()
-    assert ran.count("0-0-cdg") == 3
+    assert ran.count("0-0-kill") == 3
+    assert ran.count("0-0-kill_once") in (2, 3)  # once more if it was in flight beside the other
 
 
 def test_the_second_of_two_runs_at_once_is_refused(

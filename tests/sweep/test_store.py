@@ -152,6 +152,8 @@ def test_foreign_newer_and_damaged_files_are_refused_in_one_sentence(path: Path)
 
 def test_an_empty_file_left_by_a_crash_is_a_new_store(path: Path) -> None:
     path.touch()
+    with pytest.raises(StoreError, match="there is no store at"):
+        Store(path)
     with Store(path, writable=True) as store:
         store.save("aa", CONFIG, {})
         assert store.finished() == {"aa"}

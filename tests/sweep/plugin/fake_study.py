@@ -40,7 +40,7 @@ class FakeStudy:
         import torch
 
         settings = cell["settings"]
-        key = f"{cell['init']}-{cell['batch']}-{cell['estimator']['name']}"
+        key = f"{cell['init']}-{cell['batch']}-{settings['fault']}"
         with (scratch / "ran.txt").open("a") as log:
             log.write(f"{key}\n")
         time.sleep(float(os.environ.get("FAKE_STUDY_SECONDS", "0")))
