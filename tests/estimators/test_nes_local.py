@@ -131,15 +131,16 @@ def test_conditioning_baseline_and_passes_each_lower_the_variance(
 
 
 def test_mean_field_baseline_lowers_the_variance_of_wide_layers() -> None:
-    objective, params = referees.problem(16, 3, examples=64)
+    objective = TeacherStudent(32, 64, seed=0)
+    params = objective.initial_params(0)
 
     def variance(baseline: str, layer: str) -> float:
         estimator = create("nes_local", sigma=0.1, baseline=baseline)
-        repeats = referees.repeated_estimates(estimator, objective, params, 40)
+        repeats = [estimator.estimate(objective, params, generator=generator(s)) for s in range(20)]
         return float(torch.stack([r.gradient[layer] for r in repeats]).var(dim=0).sum())
 
     for layer in ("layers.0.weight", "layers.1.weight"):
-        assert variance("mean_field", layer) < 0.7 * variance("noise_free", layer)
+        assert variance("mean_field", layer) < 0.4 * variance("noise_free", layer)
 
 
 def test_noise_is_fresh_for_every_example_pass_layer_and_neuron() -> None:
