@@ -62,7 +62,7 @@ def interleaved(
         case()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds):
-        order = list(cases) if number % 2 == 0 else list(reversed(cases))
+        order = list(cases)[:: 1 if number % 2 == 0 else -1]
         for name in order:
             gc.collect()
             synchronize(device)

@@ -14,6 +14,7 @@ on the whole batch 20 MB each.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -61,7 +62,7 @@ def main() -> int:
     return _common.finish("population_memory", options, rows, bars)
 
 
-def measure(options: _common.argparse.Namespace) -> dict[str, float | int | str]:
+def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     """One population in this process."""
     imported = _common.resident()
     objective = TeacherStudent(

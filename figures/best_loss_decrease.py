@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 
 from gradlab.reporting import columns, summaries
 
-from . import _style
+from . import _notes, _style
 
 TABLES = ("loss_decrease",)
 BY = ["condition", "num_dim", "method"]
@@ -40,7 +40,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     relative, relative_inits = against_cdg(inits, columns.methods(frame))
     looks, groups = _style.styles(frame), _style.groupings(frame)
     conditions = columns.conditions(frame)
-    kinds = [(f"loss decrease{_style.loss_unit(frame)}", absolute, inits)]
+    kinds = [(f"loss decrease{_notes.loss_unit(frame)}", absolute, inits)]
     if len(relative):
         kinds.append(("share of CDG's decrease", relative, relative_inits))
     lines = [
@@ -99,13 +99,13 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         ]
         drawn = pd.concat(parts).merge(best, on=BY, how="left").rename(columns={"lr": "best_lr"})
         notes = [
-            _style.interval_note(absolute, drawn="Vertical lines"),
+            _notes.interval_note(absolute, drawn="Vertical lines"),
             "The lr is chosen on the mean over the same inits and batches.",
             "Shares are ratios of means, paired by init." if len(relative) else "",
             cut,
-            _style.scale_note(scales),
-            _style.edge_note(best),
-            _style.nested_note(frame),
+            _notes.scale_note(scales),
+            _notes.edge_note(best),
+            _notes.nested_note(frame),
         ]
         return _style.finish(figure, drawn, notes)
 

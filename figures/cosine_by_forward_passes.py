@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
 
-from . import _style
+from . import _notes, _style
 
 TABLES = ("gradient_quality",)
 BY = ["reference", "condition", "num_dim", "method", "layer"]
@@ -78,18 +78,18 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                     ax.set_title(columns.layer_title(layer), loc="left")
                 if row == len(rows) - 1:
                     ax.set_xlabel("forward passes")
-            name = _style.panel_title(condition, num_dim)
+            name = _notes.panel_title(condition, num_dim)
             axes[row, 0].set_ylabel(f"{name}\ncosine to {columns.reference_name(reference)}")
         _style.legend_entries(axes[0, -1], looks, looks)
         _style.side_legend(axes[0, -1])
         _style.title(figure, "What a better direction costs")
         drawn = pd.concat([means, inits.rename(columns={"cosine": "mean"})])
         notes = [
-            _style.interval_note(means, drawn="Vertical lines"),
+            _notes.interval_note(means, drawn="Vertical lines"),
             "STE: 1 forward and 1 backward pass."
             if known["family"].isin(["ste", "matched"]).any()
             else "",
-            _style.nested_note(frame),
+            _notes.nested_note(frame),
         ]
         return _style.finish(figure, drawn, notes)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
 
-from . import _style
+from . import _notes, _style
 
 TABLES = ("gradient_quality",)
 BY = ["reference", "condition", "num_dim", "method", "layer"]
@@ -78,7 +78,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                         _style.curve(ax, rows[single], "x", look, label=method)
                     for _, group in rows[~single].groupby("layer"):
                         _style.curve(ax, group, "x", look)
-            name = _style.panel_title(condition, num_dim)
+            name = _notes.panel_title(condition, num_dim)
             ax.set_title(name, loc="left")
             ax.set_xticks(list(place.values()), [columns.layer_name(layer) for layer in layers])
             ax.set_ylim(min(-0.05, means["mean"].min() - 0.05), 1.04)
@@ -93,7 +93,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         _style.side_legend(last)
         _style.title(figure, "Agreement with the reference gradient, by layer")
         drawn = pd.concat([means, inits.rename(columns={"cosine": "mean"})]).drop(columns="x")
-        notes = [_style.interval_note(means), _style.nested_note(frame)]
+        notes = [_notes.interval_note(means), _notes.nested_note(frame)]
         return _style.finish(figure, drawn, notes)
 
 

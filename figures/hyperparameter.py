@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
 
-from . import _style
+from . import _notes, _style
 
 TABLES = ("loss_decrease",)
 NAMES = {"epsilon": "ε (half-width of the finite difference)", "sigma": "σ (of the Gaussian)"}
@@ -70,18 +70,18 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             axes[-1, column].set_xlabel(NAMES[scale])
             _style.legend_below(axes[-1, column], [*names, *level["curve"].unique()], looks)
         for row, (condition, num_dim) in enumerate(rows):
-            name = _style.panel_title(condition, num_dim)
-            unit = _style.loss_unit(frame)
+            name = _notes.panel_title(condition, num_dim)
+            unit = _notes.loss_unit(frame)
             axes[row, 0].set_ylabel(f"{name}\nbest loss decrease{unit}".lstrip(), linespacing=1.5)
         _style.title(figure, "Best loss decrease of one step, by the estimator's own scale")
         drawn = pd.concat([*everything, level.assign(hyperparameter="none")])
         edge = drawn[drawn["edge"] != ""]
         notes = [
-            _style.interval_note(drawn),
+            _notes.interval_note(drawn),
             f"{len(edge)} of {len(drawn)} best lrs lie at the edge of the grid."
             if len(edge)
             else "",
-            _style.nested_note(frame),
+            _notes.nested_note(frame),
         ]
         return _style.finish(figure, drawn, notes)
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
 
-from . import _style
+from . import _notes, _style
 
 TABLES = ("loss_decrease",)
 BY = ["condition", "num_dim", "method"]
@@ -76,19 +76,19 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 if row == len(rows) - 1:
                     ax.set_xlabel("lr")
             axes[row, 0].set_ylabel(
-                f"{name}\n" + f"loss decrease{_style.loss_unit(frame)}", linespacing=1.6
+                f"{name}\n" + f"loss decrease{_notes.loss_unit(frame)}", linespacing=1.6
             )
             _style.legend_entries(axes[row, -1], members, looks)
             _style.side_legend(axes[row, -1], condition or None)
         _style.title(figure, "Loss decrease after one step, against lr")
         notes = [
-            _style.interval_note(means, seeds=few),
+            _notes.interval_note(means, seeds=few),
             "Circled: the best lr of each curve.",
             "Triangles at the lower border: means below the cut axis." if cut else "",
             "Crosses at the border: a run diverged." if (means["missing"] > 0).any() else "",
-            _style.edge_note(best),
-            _style.scale_note(scales),
-            _style.nested_note(frame),
+            _notes.edge_note(best),
+            _notes.scale_note(scales),
+            _notes.nested_note(frame),
         ]
         return _style.finish(figure, means, notes)
 

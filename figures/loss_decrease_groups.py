@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
 
-from . import _style
+from . import _notes, _style
 
 TABLES = ("loss_decrease",)
 BY = ["condition", "num_dim", "method"]
@@ -76,15 +76,15 @@ def draw(
                     ax.set_title(name, loc="left")
                 if row == len(conditions) - 1:
                     _style.legend_below(ax, members, looks)
-            axes[row, 0].set_ylabel(f"loss decrease{_style.loss_unit(frame)}")
+            axes[row, 0].set_ylabel(f"loss decrease{_notes.loss_unit(frame)}")
             if condition:
                 _style.row_title(axes[row, 0], condition)
         _style.title(figure, f"Loss decrease after one step at lr = {chosen:.3g}")
         drawn = pd.concat([means, inits.rename(columns={"loss_decrease": "mean"})])
         notes = [
-            _style.interval_note(means, drawn="Vertical lines"),
-            _style.nested_note(frame),
-            _style.diverged_note(means),
-            _style.scale_note(scales),
+            _notes.interval_note(means, drawn="Vertical lines"),
+            _notes.nested_note(frame),
+            _notes.diverged_note(means),
+            _notes.scale_note(scales),
         ]
         return _style.finish(figure, drawn.assign(lr=chosen), notes)

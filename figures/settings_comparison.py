@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
 
-from . import _style
+from . import _notes, _style
 
 TABLES = ("loss_decrease",)
 
@@ -87,16 +87,16 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                     ax.set_title(f"num_dim = {num_dim}", loc="left")
             name = "\n".join(filter(None, [choice.replace("_", " "), panel]))
             axes[row, 0].set_ylabel(
-                f"{name}\nbest loss decrease{_style.loss_unit(frame)}", linespacing=1.5
+                f"{name}\nbest loss decrease{_notes.loss_unit(frame)}", linespacing=1.5
             )
             _style.legend_entries(axes[row, -1], looks, looks)
             _style.side_legend(axes[row, -1])
         _style.title(figure, "Best loss decrease of one step, setting by setting")
         drawn = pd.concat(everything)
         notes = [
-            _style.interval_note(drawn, drawn="Vertical lines"),
+            _notes.interval_note(drawn, drawn="Vertical lines"),
             "Choices are compared on the same inits and batches, so their errors are correlated.",
-            _style.edge_note(drawn),
+            _notes.edge_note(drawn),
         ]
         return _style.finish(figure, drawn, notes)
 

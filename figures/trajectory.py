@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
 
-from . import _style
+from . import _notes, _style
 
 TABLES = ("trajectory",)
 BUDGETS = ("forward_passes", "seconds", "steps")
@@ -79,16 +79,16 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 if row == len(rows) - 1:
                     ax.set_xlabel(LABELS[budget])
         for row, (condition, num_dim) in enumerate(rows):
-            name = _style.panel_title(condition, num_dim)
+            name = _notes.panel_title(condition, num_dim)
             axes[row, 0].set_ylabel(
-                f"{name}\nloss{_style.loss_unit(frame)}".lstrip(), linespacing=1.5
+                f"{name}\nloss{_notes.loss_unit(frame)}".lstrip(), linespacing=1.5
             )
         _style.legend_entries(axes[0, -1], looks, looks)
         _style.side_legend(axes[0, -1])
         _style.title(figure, "Loss along the descent")
         drawn = pd.concat(everything)
         notes = [
-            _style.interval_note(drawn, seeds=False),
+            _notes.interval_note(drawn, seeds=False),
             "The marker is where the budget ends.",
             "Curves end where a run diverged." if (drawn["missing"] > 0).any() else "",
         ]

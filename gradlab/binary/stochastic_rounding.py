@@ -25,7 +25,8 @@ from gradlab.binary.surrogates import Hardtanh, binarize, positive
 def _uniform(x: Tensor, generator: torch.Generator) -> Tensor:
     # half-precision uniforms have too few values to compare with a probability
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.rand(x.shape, generator=generator, dtype=dtype, device=x.device)
+    # drawn where the generator lives, so that every device sees the same bits
+    return torch.rand(x.shape, generator=generator, dtype=dtype, device=generator.device).to(x.device)
 
 
 def _plus_where(uniform: Tensor, probability: Tensor, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,10 @@ from gradlab.evaluation import population as pop
 from gradlab.evaluation.population import Params
 from gradlab.objectives.base import LayeredObjective
 
-# Floats of one layer's noise in flight: a megabyte each, a handful at a time.
-BLOCK_FLOATS = 2**18
+# Floats of one layer's noise in flight: a megabyte each, a handful at a time; on a GPU, where every
+# block has its launches to pay, half a gigabyte.
+_BLOCK_FLOATS = 2**18
+_GPU_BLOCK_FLOATS = 2**27
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class MatchedSmoothing:
             if option != "sigma":
                 raise ValueError(unknown("option of surrogate matched", option, ["sigma"]))
         return cls(**options)
+
+
+def example_blocks(size: int, inputs: Tensor) -> Sequence[tuple[int, int]]:
+    """Half-open ranges of examples that are pushed through the network together."""
+    floats = _GPU_BLOCK_FLOATS if inputs.is_cuda else _BLOCK_FLOATS
+    return pop.chunks(size, max(512, floats // inputs.shape[1]))
 
 
 def require_layered(objective: Any, what: str) -> LayeredObjective:
@@ -132,8 +141,8 @@ def matched_gradient(objective: Any, params: Params, sigma: float, key: int) -> 
     names = objective.layer_names
     leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
     total = {name: torch.zeros_like(w) for name, w in params.items()}
-    size, width = objective.inputs.shape
-    for a, b in pop.chunks(size, max(512, BLOCK_FLOATS // width)):
+    size = len(objective.inputs)
+    for a, b in example_blocks(size, objective.inputs):
         hidden = objective.inputs[a:b]
         for layer, name in enumerate(names[:-2]):
             mean = hidden @ leaves[name].T

@@ -56,9 +56,9 @@ from gradlab.estimators.base import (
     true_or_false,
 )
 from gradlab.estimators.matched import (
-    BLOCK_FLOATS,
     closed_form_losses,
     draw_noise,
+    example_blocks,
     require_layered,
     spread_of,
 )
@@ -118,13 +118,13 @@ class NESLocal:
             if name not in layered.layer_names:
                 raise ValueError(unknown("layer", name, layered.layer_names))
         key = draw_key(generator)
-        size, width = layered.inputs.shape
+        size = len(layered.inputs)
         middle = size // 2
         halves = []
         # Examples are independent, so the two halves of the batch are two independent estimates.
         for start, stop in ((0, middle), (middle, size)):
             total = {name: torch.zeros_like(w) for name, w in params.items()}
-            for low, high in pop.chunks(stop - start, max(512, BLOCK_FLOATS // width)):
+            for low, high in example_blocks(stop - start, layered.inputs):
                 block = (start + low, start + high)
                 _Block(self, layered, params, perturbed, key, block).add_to(total)
             halves.append(total)

@@ -21,20 +21,40 @@ from gradlab.models.mlp import BinarizedMLP
 
 # Floats of hidden activations in flight: one megabyte, a core's second-level cache.
 _CACHE_FLOATS = 2**18
+# The same on a GPU: one gigabyte, and examples per block.
+_GPU_FLOATS = 2**28
+_GPU_EXAMPLES = 2**18
 # Floats of members that are regenerated at a time: four megabytes.
 _MEMBER_FLOATS = 2**20
 # Beyond this size a pre-activation could overflow to infinity - infinity = NaN.
 _LARGE = 1e15
 
 
-def block_sizes(num_dim: int) -> tuple[int, int]:
-    """Examples per block and members per group for a width.
+def block_sizes(num_dim: int, batch_size: int, device: str = "cpu") -> tuple[int, int]:
+    """Examples per block and members per group.
 
-    >>> block_sizes(32)
+    On a GPU a block is as large as memory allows, since there every kernel has its launch to pay.
+
+    >>> block_sizes(32, 160_000)
     (1024, 8)
+    >>> block_sizes(32, 160_000, "cuda")
+    (160000, 52)
     """
-    examples = min(max(2**15 // num_dim, 512), 8192)
+    if device == "cuda":
+        examples = min(batch_size, _GPU_EXAMPLES)
+        return examples, max(1, _GPU_FLOATS // (num_dim * examples))
+    examples = min(batch_size, max(2**15 // num_dim, 512), 8192)
     return examples, max(8, _CACHE_FLOATS // (num_dim * examples))
+
+
+def line_block_sizes(num_dim: int, batch_size: int, device: str = "cpu") -> tuple[int, int]:
+    """The same for comparisons with one origin, which rides along in every group: large groups.
+
+    >>> line_block_sizes(32, 160_000)
+    (128, 63)
+    """
+    floats = _GPU_FLOATS if device == "cuda" else _CACHE_FLOATS
+    return min(batch_size, max(128, floats // (64 * num_dim))), 63
 
 
 @dataclass(frozen=True)
@@ -60,18 +80,22 @@ class MLPEvaluator:
     def outputs(self, params: Params) -> Tensor:
         """Network outputs of one parameter dict, ``(B, 1)``."""
         member = self.model.effective_weights({name: w[None] for name, w in params.items()})
+        exact = self._is_exact(member)
         parts = [
-            self._outputs(self._hidden(member, self._transposed[:, a:b]), member)
-            for a, b in self._example_blocks()
+            self._outputs(self._hidden(member, self._transposed[:, a:b], exact), member)
+            for a, b in pop.chunks(len(self.inputs), block_sizes(*self._shape)[0])
         ]
         return torch.cat(parts, dim=1).T
 
     def losses(self, population: Population) -> Tensor:
         """Mean squared error of every member, ``(P,)`` float64."""
         total = torch.zeros(pop.size(population), dtype=torch.float64, device=self.inputs.device)
-        for (low, high), members in self._groups(population):
-            for a, b in self._example_blocks():
-                outputs = self._outputs(self._hidden(members, self._transposed[:, a:b]), members)
+        examples, group = block_sizes(*self._shape)
+        for (low, high), members in self._groups(population, group):
+            exact = self._is_exact(members)
+            for a, b in pop.chunks(len(self.inputs), examples):
+                hidden = self._hidden(members, self._transposed[:, a:b], exact)
+                outputs = self._outputs(hidden, members)
                 error = outputs - self.targets[a:b, 0]
                 total[low:high] += error.square_().sum(dim=1, dtype=torch.float64)
         return total / len(self.inputs)
@@ -93,15 +117,17 @@ class MLPEvaluator:
         origin = {name: tensor[None] for name, tensor in params.items()}
         origin = self.model.effective_weights(origin)
         total = torch.zeros(pop.size(population), dtype=torch.float64, device=self.inputs.device)
-        for (low, high), members in self._groups(population):
+        examples, group = line_block_sizes(*self._shape)
+        for (low, high), members in self._groups(population, group):
             line = None
             if isinstance(population, LinePopulation):
                 line = replace(population, steps=(0.0, *population.steps[low:high]))
             both = {name: torch.cat((origin[name], members[name])) for name in members}
-            for a, b in self._example_blocks():
+            exact = self._is_exact(both)
+            for a, b in pop.chunks(len(self.inputs), examples):
                 # sign(W - eta g) is as exact as it gets
                 moved = line if self.model.weight == "real" else None
-                hidden = self._hidden(both, self._transposed[:, a:b], moved)
+                hidden = self._hidden(both, self._transposed[:, a:b], exact, moved)
                 outputs = self._outputs64(hidden, both, line)
                 error = outputs - self.targets[a:b, 0].double()
                 # a^2 - b^2 = (a - b)(a + b) keeps the digits of a small difference.
@@ -109,12 +135,19 @@ class MLPEvaluator:
                 total[low:high] += change.sum(dim=1)
         return total / len(self.inputs)
 
-    def _example_blocks(self) -> list[tuple[int, int]]:
-        return list(pop.chunks(len(self.inputs), block_sizes(self.model.num_dim)[0]))
+    @property
+    def _shape(self) -> tuple[int, int, str]:
+        return self.model.num_dim, len(self.inputs), self.inputs.device.type
 
-    def _groups(self, population: Population) -> Iterator[tuple[tuple[int, int], Params]]:
-        """Ranges of members with their effective weights, one group at a time."""
-        group = block_sizes(self.model.num_dim)[1]
+    def _is_exact(self, members: Params) -> bool:
+        """Whether no pre-activation of these members can overflow or be NaN."""
+        hidden = self.model.layer_names[:-1]
+        return self._bounded and all(_all_bounded(members[name]) for name in hidden)
+
+    def _groups(
+        self, population: Population, group: int
+    ) -> Iterator[tuple[tuple[int, int], Params]]:
+        """Ranges of at most ``group`` members with their effective weights, one at a time."""
         one = pop.members(pop.part(population, 0, 1))
         held = max(group, _MEMBER_FLOATS // pop.num_coordinates(one))
         for start, stop in pop.chunks(pop.size(population), held):
@@ -124,12 +157,15 @@ class MLPEvaluator:
                 yield (start + low, start + high), members
 
     def _hidden(
-        self, members: Params, inputs: Tensor, line: LinePopulation | None = None
+        self,
+        members: Params,
+        inputs: Tensor,
+        exact: bool,
+        line: LinePopulation | None = None,
     ) -> Tensor:
         """Last hidden activations ``(P, n, b)`` of a group on a block of inputs ``(n, b)``."""
         names = self.model.layer_names[:-1]
         size, width = members[names[0]].shape[:2]
-        exact = self._bounded and all(_all_bounded(members[name]) for name in names)
         if line is not None:
             steps = torch.tensor(line.steps, dtype=inputs.dtype, device=inputs.device)
             z = torch.addcmul(

@@ -58,6 +58,24 @@ class LayeredObjective(Protocol):
         """Expected per-example losses ``(B,)`` when outputs ``(B, m)`` have these moments."""
 
 
+def check_device(device: str) -> str:
+    """Refuse a device that torch does not know or that this machine does not have.
+
+    >>> check_device("gpu")
+    Traceback (most recent call last):
+    ValueError: device is 'gpu': give cpu, or cuda where there is a GPU.
+    """
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}: give cpu, or cuda where there is a GPU.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, and torch sees no GPU here: give cpu.")
+    return device
+
+
 def check_params(params: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
     """Refuse a parameter dict with other names or shapes than the objective's, in one sentence."""
     missing = sorted(set(shapes) - set(params))

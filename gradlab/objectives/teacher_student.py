@@ -20,7 +20,7 @@ from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp import MLPEvaluator
 from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import BinarizedMLP, positive_integer
-from gradlab.objectives.base import check_params
+from gradlab.objectives.base import check_device, check_params
 
 _TEACHER, _INPUTS, _STUDENT = 0, 1, 2
 
@@ -82,7 +82,7 @@ class TeacherStudent:
         _seed("seed", seed)
         _seed("batch", batch)
         self.seed = seed
-        self.device = device
+        self.device = check_device(device)
         teacher = self.model.initial_params(_generator(seed, _TEACHER))
         self.teacher = {name: tensor.to(device) for name, tensor in teacher.items()}
         inputs = torch.randn(batch_size, num_dim, generator=_generator(seed, _INPUTS, batch))
@@ -146,7 +146,7 @@ class TeacherStudent:
         # Blocks bound the memory of the stored activations and keep them in cache. A surrogate that
         # draws sees the batch whole: its scale may be the extremes of all pre-activations.
         drawn = hasattr(surrogate, "draw") or hasattr(weight_surrogate, "draw")
-        block = max(1024, 2**18 // self.model.num_dim)
+        block = size if self.inputs.is_cuda else max(1024, 2**18 // self.model.num_dim)
         for a, b in [(0, size)] if drawn else pop.chunks(size, block):
             outputs = self.model.surrogate_forward(
                 leaves, self.inputs[a:b], surrogate, weight_surrogate

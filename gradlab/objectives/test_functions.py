@@ -19,7 +19,7 @@ from gradlab._registry import unknown
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import positive_integer
-from gradlab.objectives.base import check_params, differences_by_population
+from gradlab.objectives.base import check_device, check_params, differences_by_population
 
 # Members evaluated at a time: 32 MiB of float64.
 _CHUNK_FLOATS = 2**22
@@ -146,7 +146,7 @@ class TestFunction:
             )
         self.function = function
         self.num_dim = num_dim
-        self.device = device
+        self.device = check_device(device)
         self.optimum = {"x": self._function.optimum(num_dim).to(device)}
         self._shapes = {"x": torch.Size([num_dim])}
 

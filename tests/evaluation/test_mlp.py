@@ -176,7 +176,8 @@ def test_block_sizes_change_nothing_but_rounding(
     step = one(population, 0)
     line = LinePopulation(one(population, 1), step, tuple(0.01 * i for i in range(11)))
     decreases = evaluator.decreases(line.origin, line)
-    monkeypatch.setattr(mlp, "block_sizes", lambda num_dim: (93, 4))
+    monkeypatch.setattr(mlp, "block_sizes", lambda *_: (93, 4))
+    monkeypatch.setattr(mlp, "line_block_sizes", lambda *_: (71, 3))
     monkeypatch.setattr(mlp, "_MEMBER_FLOATS", 300)
     torch.testing.assert_close(evaluator.losses(population), whole, rtol=1e-6, atol=0)
     torch.testing.assert_close(

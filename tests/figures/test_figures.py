@@ -39,7 +39,8 @@ FULL = {
     "loss_decrease_groups": falls, "loss_decrease_by_lr": falls, "best_loss_decrease": falls,
     "cosine_by_layer": lambda: synthetic.gradient_quality(FEW),
     "cosine_by_forward_passes": lambda: synthetic.gradient_quality(FEW),
-    "trajectory": synthetic.trajectory, "hyperparameter": scales, "settings_comparison": fitness,
+    "trajectory": lambda: synthetic.trajectory([CDG, STES[0]], [8], steps=10),
+    "hyperparameter": scales, "settings_comparison": fitness,
 }  # fmt: skip
 FALLS = ["loss_decrease_groups", "loss_decrease_by_lr", "best_loss_decrease"]
 

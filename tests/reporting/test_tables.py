@@ -47,3 +47,10 @@ def test_trajectory_summaries_take_the_last_loss() -> None:
 def test_published_numbers_are_a_table_of_their_own() -> None:
     found = tables.summarize({"gradient_quality": synthetic.gradient_quality()})
     assert set(found) == {"gradient_quality", "published"}
+
+
+def test_a_study_where_every_run_diverged_has_no_summary() -> None:
+    rows = synthetic.loss_decrease([synthetic.CDG], [8], 3, 1, [0.1, 1.0])
+    assert tables.summarize({"loss_decrease": rows.assign(loss_decrease=None)}) == {}
+    ends = synthetic.trajectory([synthetic.CDG], [8], steps=3).assign(loss=None)
+    assert tables.summarize({"trajectory": ends})["trajectory"]["diverged"].tolist() == [3, 3]

@@ -220,7 +220,7 @@ def test_the_noise_of_the_reference_is_no_bias(
 ) -> None:
     config = quality(repeats=2, **SMOOTHED)
     objective, params, _ = cdg_of(config)
-    local = NESLocal(sigma=0.2, passes=2000)
+    local = NESLocal(sigma=0.2, passes=300)
     converged = local.estimate(objective, params, generator=torch.Generator().manual_seed(1))
     truth = {name: g.double() for name, g in converged.gradient.items()}
     zeros = {name: torch.zeros_like(g) for name, g in truth.items()}
@@ -247,7 +247,7 @@ def test_the_smoothed_reference_shares_no_noise_with_the_repeats(tmp_path: Path)
     seeds |= {draw_key(cells.generator_of(config, 2**30 + half)) for half in range(2)}
     assert len(seeds) == 5
     objective, params, _ = cdg_of(config)
-    converged = NESLocal(sigma=0.2, passes=1000).estimate(
+    converged = NESLocal(sigma=0.2, passes=200).estimate(
         objective, params, generator=torch.Generator().manual_seed(1)
     )
     configs.run(config, tmp_path)

@@ -26,7 +26,7 @@ def numbers(folder: Path, table: str = "loss") -> pd.DataFrame:
 
 def wait_for_cells(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
     """Until ``count`` cells are stored."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         if exists(folder / FILE):
@@ -55,7 +55,7 @@ def interrupted_run(write_spec: Callable[..., Path], tmp_path: Path):
                 os.killpg(process.pid, signal_number)
             else:
                 process.send_signal(signal_number)
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=60)
         finally:
             if process.poll() is None:
                 process.kill()
@@ -80,6 +80,24 @@ def test_ctrl_c_keeps_finished_cells_and_says_so_in_one_sentence(
     with Store(tmp_path / "results" / "tiny" / FILE) as store:
         assert 2 <= len(store.finished()) < 24
         assert not store.failed()
+
+
+def test_ctrl_c_while_a_cell_is_being_stored_is_no_different(
+    write_spec: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    keep = Store.save
+
+    def save(self: Store, *arguments: object) -> None:
+        keep(self, *arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "save", save)
+    monkeypatch.setenv("FAKE_STUDY_SECONDS", "0.1")
+    spec = sweep.read_spec(write_spec())
+    with pytest.raises(KeyboardInterrupt, match="interrupted: 1 of 24 cells are done"):
+        sweep.run(spec, tmp_path, jobs=2)
+    assert capfd.readouterr().err == ""
 
 
 def test_sigkill_half_way_then_the_next_run_continues_to_equal_tables(
