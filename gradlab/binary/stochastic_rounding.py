@@ -26,7 +26,8 @@ def _uniform(x: Tensor, generator: torch.Generator) -> Tensor:
     # half-precision uniforms have too few values to compare with a probability
     dtype = torch.promote_types(x.dtype, torch.float32)
     # drawn where the generator lives, so that every device sees the same bits
-    return torch.rand(x.shape, generator=generator, dtype=dtype, device=generator.device).to(x.device)
+    drawn = torch.rand(x.shape, generator=generator, dtype=dtype, device=generator.device)
+    return drawn.to(x.device)
 
 
 def _plus_where(uniform: Tensor, probability: Tensor, x: Tensor) -> Tensor:

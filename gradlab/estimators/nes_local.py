@@ -62,13 +62,11 @@ from gradlab.estimators.matched import (
     require_layered,
     spread_of,
 )
-from gradlab.evaluation import population as pop
 from gradlab.evaluation import smoothing
 from gradlab.evaluation.noise import draw_key
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
 from gradlab.objectives.base import LayeredObjective, Objective
-
 
 BASELINES = ("none", "noise_free", "mean_field")
 

@@ -37,7 +37,7 @@ class SRSTE:
     Args:
         samples: how many draws are averaged.
         temperature: of the relaxed Bernoulli; small is nearly a hard draw.
-        normalize: scale each draw's gradient to unit norm per tensor before averaging.
+        unit_norm: scale each draw's gradient to unit norm per tensor before averaging.
 
     Raises:
         ValueError: an option out of range, or activations that are not binary.
@@ -45,12 +45,12 @@ class SRSTE:
 
     samples: int = 1
     temperature: float = 1.0
-    normalize: bool = True
+    unit_norm: bool = True
 
     def __post_init__(self) -> None:
         positive_integer("samples", self.samples)
         above_zero("temperature", self.temperature)
-        true_or_false("normalize", self.normalize)
+        true_or_false("unit_norm", self.unit_norm)
 
     def estimate(
         self, objective: Objective, params: Params, *, generator: torch.Generator
@@ -63,7 +63,7 @@ class SRSTE:
             rounding = StochasticRounding(temperature=self.temperature, generator=draws)
             gradient = objective.surrogate_gradient(params, rounding)
             for name, tensor in gradient.items():
-                norm = tensor.norm() if self.normalize else 1.0
+                norm = tensor.norm() if self.unit_norm else 1.0
                 total[name] += tensor / (norm + 1e-30) / self.samples
         return GradientEstimate(
             total, forward_passes=float(self.samples), backward_passes=float(self.samples)
@@ -79,4 +79,4 @@ class SRSTE:
         """``sr-STE (10 samples)``, with options that are not the default."""
         text = f"sr-STE ({self.samples} sample{'s' if self.samples > 1 else ''})"
         text += "" if self.temperature == 1 else f" T={self.temperature:g}"
-        return text + ("" if self.normalize else " unnormalized")
+        return text + ("" if self.unit_norm else " unnormalized")

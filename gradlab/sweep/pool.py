@@ -101,7 +101,8 @@ def _parallel(cells: Iterable[Cell], scratch: str, jobs: int, flying: set[str]) 
     with _sigint_held_back():
         results = parallel(tasks())
     try:
-        yield from results
+        for outcome in results:  # noqa: UP028  (`yield from` would close results by itself)
+            yield outcome
     finally:
         # Closing kills the workers of an unfinished run; joblib warns that it does, as asked.
         with warnings.catch_warnings(action="ignore"):

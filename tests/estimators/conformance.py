@@ -146,7 +146,7 @@ CASES = [
     Case("nes_local", {"layers": ["layers.0.weight", "layers.2.weight"]}, 3.0, 2 / LAYERS),
     Case("sr_ste", {}, 1.0, 1.0),
     Case("sr_ste", {"samples": 10}, 10.0, 10.0),
-    Case("sr_ste", {"samples": 3, "temperature": 0.5, "normalize": False}, 3.0, 3.0),
+    Case("sr_ste", {"samples": 3, "temperature": 0.5, "unit_norm": False}, 3.0, 3.0),
 ]
 
 

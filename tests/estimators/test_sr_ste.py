@@ -61,7 +61,7 @@ def test_samples_are_averaged() -> None:
 
 
 def test_without_normalization_it_is_the_gradient_itself() -> None:
-    plain, unit = estimate(normalize=False), estimate()
+    plain, unit = estimate(unit_norm=False), estimate()
     for name in PARAMS:
         scaled = plain[name] / plain[name].norm()
         torch.testing.assert_close(scaled, unit[name], rtol=1e-4, atol=1e-6)
@@ -87,7 +87,7 @@ def test_scale_is_that_of_the_whole_batch() -> None:
     [
         ({"samples": 0}, "samples is 0: give a whole number of at least 1."),
         ({"temperature": 0}, "temperature is 0: give a finite number above 0."),
-        ({"normalize": "yes"}, "normalize is 'yes': give true or false."),
+        ({"unit_norm": "yes"}, "unit_norm is 'yes': give true or false."),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(options: dict[str, Any], sentence: str) -> None:
