@@ -25,8 +25,8 @@ def unknown(kind: str, given: str, valid: Iterable[str]) -> str:
     # of it: an anagram comes first.
     near = [option for option in options if sorted(option) == sorted(str(given))]
     near = near or difflib.get_close_matches(str(given), options, n=1, cutoff=0.5)
-    hint = f" did you mean '{near[0]}'?" if near else ""
-    return f"unknown {kind} '{given}':{hint} Valid: {', '.join(options) or '(none)'}."
+    hint = f": did you mean '{near[0]}'?" if near else "."
+    return f"unknown {kind} '{given}'{hint} Valid: {', '.join(options) or '(none)'}."
 
 
 class Registry(Generic[T]):

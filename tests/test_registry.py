@@ -40,7 +40,7 @@ def test_the_decorator_returns_what_it_was_given(registry: Registry[Any]) -> Non
     ("name", "options", "message"),
     [
         ("rond", {}, "unknown widget 'rond': did you mean 'round'? Valid: round, square."),
-        ("zzzzz", {}, "unknown widget 'zzzzz': Valid: round, square."),
+        ("zzzzz", {}, "unknown widget 'zzzzz'. Valid: round, square."),
         (
             "round",
             {"size": 1, "color": "red"},
@@ -65,7 +65,7 @@ def test_refuses_to_register_a_name_twice(registry: Registry[Any]) -> None:
 
 
 def test_unknown_with_nothing_registered() -> None:
-    assert unknown("thing", "a", []) == "unknown thing 'a': Valid: (none)."
+    assert unknown("thing", "a", []) == "unknown thing 'a'. Valid: (none)."
 
 
 @pytest.fixture

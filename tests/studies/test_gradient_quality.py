@@ -235,8 +235,9 @@ def test_the_noise_of_the_reference_is_no_bias(
         noise = float((first - second).square().sum()) / 4
         expected = math.sqrt(max(offset - noise, 0)) / float(reference.norm())
         assert row["relative_bias"] == pytest.approx(expected, abs=1e-6)
-        # of the same size: this much would have passed for bias
-        assert 0.2 * noise < offset < 5 * noise
+        if row["layer"] == "all":
+            # of the same size: this much would have passed for bias
+            assert 0.3 * noise < offset < 3 * noise
 
 
 def test_the_smoothed_reference_shares_no_noise_with_the_repeats(tmp_path: Path) -> None:
@@ -356,9 +357,7 @@ def test_impossible_references_are_refused(
     objective: dict[str, Any], settings: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        studies.create("gradient_quality").validate(
-            quality(configs.CDG, objective, **settings)
-        )
+        studies.create("gradient_quality").validate(quality(configs.CDG, objective, **settings))
 
 
 def test_the_estimate_of_work_follows_the_settings() -> None:

@@ -50,9 +50,7 @@ def test_a_fresh_student_is_the_initial_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("activation", ["binary", "ternary"])
 @pytest.mark.parametrize("weight", ["real", "binary"])
-def test_a_converged_student_has_a_lower_loss(
-    activation: str, weight: str, tmp_path: Path
-) -> None:
+def test_a_converged_student_has_a_lower_loss(activation: str, weight: str, tmp_path: Path) -> None:
     objective_options = {**configs.TEACHER, "activation": activation, "weight": weight}
     converged = config(objective=objective_options)
     # on data that neither training nor the cell has seen

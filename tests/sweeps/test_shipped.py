@@ -1,0 +1,79 @@
+"""Every shipped sweep is valid, and a tiny version of it runs end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradlab import studies, sweep
+from gradlab.studies.base import Row
+from gradlab.sweep.spec import shipped_sweeps
+
+SMALL = ["inits=1", "batches=1", "objective.num_dim=[2]", "objective.batch_size=256"]
+LRS = "settings.lr=[0.01, 0.3]"
+TINY: dict[str, list[str]] = {
+    "activation_bits": [*SMALL, "objective.num_dim=6"],
+    "cost_quality": [*SMALL, "settings.reference_passes=4", "settings.repeats=2",
+                     "estimators.nes.population=[8, 16]", "estimators.nes_local.passes=[1, 2]"],
+    "epsilon_sigma": [*SMALL, LRS, "student.steps=3", "student.batch_size=256",
+                      "estimators.nes.population=[16]", "estimators.nes_local.passes=2"],
+    "final_weights": [*SMALL, LRS, "settings.final_samples=3", "estimators.nes.population=[16]"],
+    "fitness_shaping": [*SMALL, LRS, "estimators.nes.population=[16]"],
+    "lr_by_num_dim": [*SMALL, LRS, "estimators.nes.population=[8, 16]"],
+    "lr_refined": [*SMALL, LRS, "estimators.nes.population=[8, 16]"],
+    "quickstart": [*SMALL, LRS, "estimators.nes.population=[8, 16]"],
+    "rosenbrock": ["inits=1", "objective.num_dim=4", "settings.steps=20", "settings.points=5",
+                   "settings.decay_after=5", "settings.decay_every=5"],
+    "stochastic_rounding": [*SMALL, LRS, "student.steps=3", "student.batch_size=256"],
+    "trajectory": [*SMALL, "student.steps=3", "student.batch_size=256", "settings.steps=3",
+                   "settings.lr=[0.01, 0.03]", "estimators.nes.population=16"],
+    "update_order": [*SMALL, LRS, "estimators.nes.population=16"],
+}  # fmt: skip
+
+# What a row measures; everything else says which row it is.
+MEASURED = {
+    "loss_before", "loss_after", "loss_decrease", "loss_decrease_fresh", "forward_passes",
+    "backward_passes", "seconds", "cosine", "norm_ratio", "sign_agreement", "split_half_cosine",
+    "relative_bias", "relative_variance", "reference_split_half_cosine", "loss", "loss_fresh",
+}  # fmt: skip
+
+
+def test_every_shipped_sweep_is_here() -> None:
+    assert set(shipped_sweeps()) == set(TINY)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_a_shipped_sweep_is_valid_at_full_size(name: str) -> None:
+    spec = sweep.read_spec(name)
+    assert spec.name == name
+    assert spec.title
+    assert spec.description.strip()
+    cells = [cell.config for cell in sweep.expand(spec)]
+    study = studies.create(spec.study)
+    assert all(study.forward_passes(cell) > 0 for cell in cells)
+    # what is meant for a laptop fits one
+    assert all(studies.bytes_needed(cell) < 4 * 2**30 for cell in cells)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_a_tiny_version_runs(name: str, tmp_path: Path) -> None:
+    full, tiny = sweep.read_spec(name), sweep.read_spec(name, TINY[name])
+    assert {entry["name"] for entry in full.estimators} == {e["name"] for e in tiny.estimators}
+    study = studies.create(tiny.study)
+    rows: list[Row] = []
+    for cell in sweep.expand(tiny):
+        tables = study.run(cell.config, tmp_path)
+        assert list(tables) == [tiny.study]
+        assert tables[tiny.study]
+        rows += tables[tiny.study]
+    sizes = [row.get("loss_decrease", row.get("loss", row.get("cosine"))) for row in rows]
+    assert sum(size is not None for size in sizes) > 0.9 * len(sizes)
+    assert len({identity(row) for row in rows}) == len(rows)
+
+
+def identity(row: dict[str, Any]) -> str:
+    """Everything that tells a row from others."""
+    return json.dumps({k: v for k, v in row.items() if k not in MEASURED}, sort_keys=True)
