@@ -58,8 +58,10 @@ class SRSTE:
         """The mean over the draws."""
         key = draw_key(generator)
         total = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+        # uniforms are drawn where the activations are, wherever the caller's generator lives
+        device = next(iter(params.values())).device
         for sample in range(self.samples):
-            draws = torch.Generator(generator.device).manual_seed((key + sample) % 2**63)
+            draws = torch.Generator(device).manual_seed((key + sample) % 2**63)
             rounding = StochasticRounding(temperature=self.temperature, generator=draws)
             gradient = objective.surrogate_gradient(params, rounding)
             for name, tensor in gradient.items():

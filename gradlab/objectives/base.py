@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,12 @@ def check_device(device: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, and torch sees no GPU here: give cpu.")
     return device
+
+
+def check_seed(name: str, value: object) -> None:
+    """Refuse anything but a whole number of at least zero, in one sentence."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least 0.")
 
 
 def check_params(params: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

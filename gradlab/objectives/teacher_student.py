@@ -20,7 +20,7 @@ from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp import MLPEvaluator
 from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import BinarizedMLP, positive_integer
-from gradlab.objectives.base import check_device, check_params
+from gradlab.objectives.base import check_device, check_params, check_seed
 
 _TEACHER, _INPUTS, _STUDENT = 0, 1, 2
 
@@ -28,11 +28,6 @@ _TEACHER, _INPUTS, _STUDENT = 0, 1, 2
 def _generator(seed: int, *stream: int) -> torch.Generator:
     state = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-
-
-def _seed(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least 0.")
 
 
 class TeacherStudent:
@@ -79,8 +74,8 @@ class TeacherStudent:
     ) -> None:
         self.model = BinarizedMLP(num_dim, depth, activation, weight, gain)
         positive_integer("batch_size", batch_size)
-        _seed("seed", seed)
-        _seed("batch", batch)
+        check_seed("seed", seed)
+        check_seed("batch", batch)
         self.seed = seed
         self.device = check_device(device)
         teacher = self.model.initial_params(_generator(seed, _TEACHER))
@@ -107,7 +102,7 @@ class TeacherStudent:
 
     def initial_params(self, seed: int) -> Params:
         """A fresh student: U(±gain/√num_dim), from a stream that no teacher uses."""
-        _seed("seed", seed)
+        check_seed("seed", seed)
         student = self.model.initial_params(_generator(seed, _STUDENT))
         return {name: tensor.to(self.device) for name, tensor in student.items()}
 

@@ -19,7 +19,12 @@ from gradlab._registry import unknown
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import positive_integer
-from gradlab.objectives.base import check_device, check_params, differences_by_population
+from gradlab.objectives.base import (
+    check_device,
+    check_params,
+    check_seed,
+    differences_by_population,
+)
 
 # Members evaluated at a time: 32 MiB of float64.
 _CHUNK_FLOATS = 2**22
@@ -139,6 +144,8 @@ class TestFunction:
         if function not in FUNCTIONS:
             raise ValueError(unknown("test function", function, FUNCTIONS))
         positive_integer("num_dim", num_dim)
+        check_seed("seed", seed)
+        check_seed("batch", batch)
         self._function = FUNCTIONS[function]
         if self._function.even and num_dim % 2:
             raise ValueError(
@@ -152,6 +159,7 @@ class TestFunction:
 
     def initial_params(self, seed: int) -> Params:
         """The starting point of ``seed``: integers in [-10, 10] for rosenbrock, else N(0, 1)."""
+        check_seed("seed", seed)
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
         start = self._function.start(generator, self.num_dim)
         return {"x": torch.as_tensor(start, device=self.device)}

@@ -72,13 +72,13 @@ class GradientQuality:
             )
 
     def forward_passes(self, cell: Cell) -> float:
-        """The repeats, and the reference (shared by the cells of one init and batch)."""
+        """The repeats and half the reference: the cells of one init and batch share it."""
         settings = cell["settings"]
         reference = cells.differences_work(cell)
         if settings["reference"] == "smoothed":
             local = {"name": "nes_local", "passes": settings["reference_passes"]}
             reference = cells.estimator_work({**cell, "estimator": local})
-        return float(settings["repeats"] * cells.estimator_work(cell) + reference)
+        return float(settings["repeats"] * cells.estimator_work(cell) + reference / 2)
 
     def run(self, cell: Cell, scratch: Path) -> Tables:
         """One row per nested population, repeat and layer."""

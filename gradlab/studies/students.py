@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,7 @@ def cached(
         pass
     result = compute()
     scratch.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=scratch, suffix=".partial")
-    os.close(handle)
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     try:
         save_file({name: t.cpu().contiguous() for name, t in result.items()}, temporary)
         os.replace(temporary, path)
@@ -127,5 +126,5 @@ def cached(
         if not path.exists():
             raise
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return result

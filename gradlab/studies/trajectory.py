@@ -84,7 +84,8 @@ class Trajectory:
         if settings["budget"] == "forward_passes":
             steps = min(steps, max(settings["amount"] / max(cells.nominal_passes(cell), 1.0), 1.0))
         # A new batch, its targets and the inputs' copies are worth about four passes.
-        return float(steps * (cells.estimator_work(cell) + 4) + 2 * settings["points"])
+        batch = 4 if _resamples(cell) else 0
+        return float(steps * (cells.estimator_work(cell) + batch) + 2 * settings["points"])
 
     def run(self, cell: Cell, scratch: Path) -> Tables:
         """One row per recorded step."""
@@ -94,7 +95,7 @@ class Trajectory:
         )
         held_out = cells.objective_of(cell, batch=cell["batch"] + cells.FRESH_BATCHES)
         objective = cells.objective_of(cell)
-        moving = settings.resample and cell["objective"]["name"] != "test_function"
+        moving = _resamples(cell)
         params = student_of(cell, scratch)
         generator = cells.generator_of(cell)
         recorded = _recorded_steps(settings)
@@ -160,11 +161,16 @@ class _Cost:
         return False
 
 
+def _resamples(cell: Cell) -> bool:
+    """Whether every step has a batch of its own; a test function has none."""
+    return bool(cell["settings"]["resample"]) and cell["objective"]["name"] != "test_function"
+
+
 def _recorded_steps(settings: TrajectorySettings) -> set[int]:
     """Step 0, the last, and about ``points`` in between, evenly spaced in log(1 + step).
 
     >>> sorted(_recorded_steps(TrajectorySettings(steps=100, points=4)))
-    [0, 3, 9, 31, 100]
+    [0, 2, 9, 31, 100]
     """
     scale = math.log1p(settings.steps) / settings.points
     return {round(math.expm1(scale * i)) for i in range(settings.points + 1)} | {0, settings.steps}

@@ -115,6 +115,7 @@ def test_agrees_with_weight_space_nes_and_needs_far_fewer_passes() -> None:
         ({}, {"condition_last": False}, "layers.2.weight"),
         ({}, {"baseline": "none"}, "layers.0.weight"),
         ({"passes": 8}, {"passes": 2}, "layers.0.weight"),
+        ({}, {"passes": 1}, "layers.0.weight"),  # the second pass mirrors, not repeats, the first
     ],
 )
 def test_conditioning_baseline_and_passes_each_lower_the_variance(

@@ -227,6 +227,23 @@ def test_decreases_of_small_steps_are_those_of_float64(
         assert decrease == pytest.approx(expected, rel=1e-6 if activation != "2bit" else 1e-5)
 
 
+def test_a_step_below_the_rounding_of_the_weights_is_seen_in_the_first_layer() -> None:
+    # 1 − 2.9e-8 is 1 in float32, but z = 2⁻²⁴ goes down by four such steps, below zero
+    model = BinarizedMLP(4, 1)
+    evaluator = MLPEvaluator(model, torch.tensor([[1, 1, 1, 1 - 2.0**-24]]), torch.ones(1, 1))
+    origin = {
+        "layers.0.weight": torch.tensor([[1.0, 1, -1, -1]]).repeat(4, 1),
+        "layers.1.weight": torch.tensor([[1.0, 0, 0, 0]]),
+    }
+    direction = {
+        "layers.0.weight": torch.ones(4, 4),
+        "layers.1.weight": torch.zeros(1, 4),
+    }
+    line = LinePopulation(origin, direction, (0.0, 2.9e-8))
+    assert torch.equal(line.members()["layers.0.weight"][1], origin["layers.0.weight"])
+    assert evaluator.decreases(origin, line).tolist() == [0.0, -4.0]
+
+
 def test_decreases_of_a_line_and_of_its_members_agree_for_large_steps() -> None:
     evaluator, population = random_network("binary", "real", 2, members=2)
     origin, direction = one(population, 0), one(population, 1)

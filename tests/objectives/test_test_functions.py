@@ -126,6 +126,7 @@ def test_rosenbrock_starts_from_whole_numbers_up_to_ten() -> None:
             {"function": "rosenbrock", "num_dim": 3},
             "num_dim is 3: rosenbrock takes pairs, give an even number of coordinates.",
         ),
+        ({"function": "linear", "seed": -1}, "seed is -1: give a whole number of at least 0."),
         ({}, "objective test_function needs the option 'function'"),
     ],
 )
@@ -136,6 +137,8 @@ def test_bad_options_are_refused_in_one_sentence(options: dict, sentence: str) -
 
 def test_other_parameters_are_refused() -> None:
     objective = TestFunction("linear", num_dim=2)
+    with pytest.raises(ValueError, match=r"seed is -1: give a whole number of at least 0."):
+        objective.initial_params(-1)
     with pytest.raises(ValueError, match=r"parameter x has shape \(3,\), not \(2,\)"):
         objective.loss({"x": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"\(missing: x; unknown: y\)"):

@@ -124,6 +124,8 @@ def test_a_deep_student_is_the_same_computed_or_read(tmp_path: Path) -> None:
     computed = configs.run(cell, tmp_path)
     read = configs.run(cell, tmp_path)
     assert configs.without_seconds(computed) == configs.without_seconds(read)
+    names = [f"layers.{layer}.weight" for layer in range(12)]
+    assert list(students.student_of(cell, tmp_path)) == names
 
 
 def test_the_rows_say_how_the_student_was_trained(tmp_path: Path) -> None:
