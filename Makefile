@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "gradlab needs Python 3.11 or newer, and $(PYTHON) is older: name another, e.g. make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(PIP_OPTIONS) -e '.[test]'
+	$(PIP) $(PIP_OPTIONS) -e '.[test,dask]'
 	@touch $(READY)
 
 run: $(READY)

@@ -175,8 +175,9 @@ def _run_missing(
     started = time.monotonic()
     settled = (store.finished() | store.failed()) - again
     todo = [c for c in cells if c.hash not in settled and (only is None or c.hash in only)]
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
+    # Trained students and reference gradients are kept for the code that computed them alone.
+    scratch = folder / "scratch" / provenance.code_digest()
+    scratch.mkdir(parents=True, exist_ok=True)
     notes: Counter[str] = Counter()
     ran = 0
     work: dict[str, float] = {}
