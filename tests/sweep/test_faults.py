@@ -115,7 +115,7 @@ def test_sigkill_half_way_then_the_next_run_continues_to_equal_tables(
     assert summary.ran == 24 - len(before)
     sweep.run(spec, tmp_path / "whole", jobs=1, progress=False)
     pd.testing.assert_frame_equal(numbers(folder), numbers(tmp_path / "whole" / "tiny"))
-    ran = (folder / "scratch" / "ran.txt").read_text().splitlines()
+    ran = next(folder.glob("scratch/*/ran.txt")).read_text().splitlines()
     assert len(ran) <= 24 + 2  # only the two cells in flight ran twice
 
 
@@ -133,7 +133,7 @@ def test_only_the_cell_that_always_kills_its_worker_fails(
     assert (failure["config"]["init"], failure["config"]["settings"]["fault"]) == (0, "kill")
     assert "died 3 times" in failure["traceback"]
     assert "a worker died" in capfd.readouterr().err
-    ran = (tmp_path / "tiny" / "scratch" / "ran.txt").read_text().splitlines()
+    ran = next(tmp_path.glob("tiny/scratch/*/ran.txt")).read_text().splitlines()
     assert ran.count("0-0-kill") == 3
     assert ran.count("0-0-kill_once") in (2, 3)  # once more if it was in flight beside the other
 
