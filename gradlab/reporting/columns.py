@@ -315,10 +315,11 @@ def family(estimator: str, surrogate: object, label: str) -> str:
     ('matched', 'local')
     """
     name, words = str(estimator).lower(), f"{surrogate} {label}".lower()
-    if "matched" in words or "matched" in name:
-        return "matched"
+    # Local NES first: with the matched STE as control variate its label names both.
     if "local" in name:
         return "local"
+    if "matched" in words or "matched" in name:
+        return "matched"
     if name == "sr_ste":
         return "rounding"
     for prefix in ("cdg", "nes", "ste"):

@@ -59,3 +59,18 @@ def test_targets_are_lower_bounds() -> None:
     rows["cosine"] = 0.97
     found = published.compare(rows)
     assert (found.loc[found["what"].str.contains("matched"), "verdict"] == "FAIL").all()
+
+
+def test_a_target_is_judged_by_its_own_variant_alone() -> None:
+    plain = {"estimator": "nes_local", "passes": 2, "sigma": 0.1}
+    methods = [
+        {**plain, "label": "local NES (2 passes)", "baseline": "noise_free", "quality": 1.0},
+        {**plain, "label": "local NES (2 passes) + matched STE", "baseline": "mean_field",
+         "quality": 1.0},
+    ]  # fmt: skip
+    rows = synthetic.gradient_quality(methods, noise=0.0, reference="smoothed_gradient")
+    worse = rows["baseline"] == "noise_free"
+    table = published.compare(rows.assign(cosine=worse.map({True: 0.7, False: 1.0})))
+    first = table[table["what"].str.endswith("local NES, 2 passes, layer 1")]
+    assert first["ours"].tolist() == pytest.approx([0.7])
+    assert first["verdict"].tolist() == ["FAIL"]
