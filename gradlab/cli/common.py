@@ -28,7 +28,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Change keys of the spec, such as seed=1 or objective.num_dim=[2,4].",
+        help="Change keys of the spec, such as seed=1 or 'objective.num_dim=[2,4]'.",
         show_default=False,
     ),
 ]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gradlab.sweep.run import Summary
 
 
-@app.command(epilog="Example: gradlab run quickstart seed=1 objective.num_dim=[2,4] -j 2")
+@app.command(epilog="Example: gradlab run quickstart seed=1 'objective.num_dim=[2,4]' -j 2")
 def run(
     spec: SpecArgument,
     overrides: Overrides = None,
@@ -99,6 +99,10 @@ def _run(work: Any, report: bool) -> int:
         note, count = next(iter(summary.warnings.items()))
         more = f" ({len(summary.warnings) - 1:,} other kinds)" if len(summary.warnings) > 1 else ""
         tell(f"{counted(count, 'cell')} warned: {note}{more}.")
+    if summary.stale:
+        name = summary.folder.name
+        tell(f"{counted(summary.stale, 'finished cell')} made by other code than this: "
+             f"`gradlab retry {name} --stale` runs them again.")  # fmt: skip
     try:
         if report:
             write_report(summary.folder)

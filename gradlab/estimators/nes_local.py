@@ -26,9 +26,11 @@ none adds bias:
   where one sign matters little; at num_dim 4 a noise-free baseline is better.
 
 ``forward_passes`` counts the noisy passes and the baseline's, ``backward_passes`` the pathwise
-parts, both in units of the whole network. For convolutions positions share
-weights, so independent noise is a different smoothing; this estimator takes fully connected layers
-with real weights and examples that do not interact (no train-mode BatchNorm).
+parts, both in units of the whole network. The split-half cosine compares the two halves of the
+batch, so unlike that of weight-space NES it counts the batch's own sampling noise as disagreement.
+For convolutions positions share weights, so independent noise is a different smoothing; this
+estimator takes fully connected layers with real weights and examples that do not interact (no
+train-mode BatchNorm).
 
 >>> from gradlab.objectives import TeacherStudent
 >>> objective = TeacherStudent(num_dim=8, batch_size=4096, seed=0)
@@ -143,7 +145,8 @@ class NESLocal:
         """Forward and backward passes, a part of the network as its share of the layers."""
         names = objective.layer_names
         head = 2 if self.condition_last and names[-2] in perturbed else 1
-        forward, backward = float(self.passes), self.passes * head / len(names)
+        pathwise = any(name in perturbed for name in names[-head:])
+        forward, backward = float(self.passes), self.passes * head / len(names) * pathwise
         if self.baseline == "noise_free":
             forward += 1
         if self.baseline == "mean_field":

@@ -126,6 +126,12 @@ class MLPEvaluator:
                 line = replace(population, steps=(0.0, *population.steps[low:high]))
             both = {name: torch.cat((origin[name], members[name])) for name in members}
             exact = self._is_exact(both)
+            if not exact and high - low > 1:
+                # One member that overflows must not cost the others their exactness.
+                for member in range(low, high):
+                    alone = pop.part(population, member, member + 1)
+                    total[member] = self.decreases(params, alone)[0] * len(self.inputs)
+                continue
             # sign(W - eta g) is as exact as it gets
             moved = line if self.model.weight == "real" else None
             settle = _Settler(self.model, both, moved) if exact else None
@@ -250,6 +256,8 @@ class _Settler:
             exact = (self._rows(name, member, row) * inputs.double()).sum(dim=1)
             edge = torch.tensor(threshold, dtype=z.dtype, device=z.device)
             below = torch.nextafter(edge, torch.full_like(edge, -math.inf))
+            # The number next to zero is denormal, which some settings flush to zero.
+            below = below.clamp_max(-torch.finfo(z.dtype).tiny) if threshold == 0 else below
             z[member, row, example] = torch.where(exact >= threshold, edge, below)
 
     def _near(self, z: Tensor, threshold: float, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:

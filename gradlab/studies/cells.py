@@ -165,7 +165,7 @@ def key_columns(
         "label": estimators.label(name, options),
     }
     settings = {k: _column(v) for k, v in cell["settings"].items() if k not in leave_out}
-    # An option called like another column is told apart by its estimator (sr_ste_normalize).
+    # An option called like another column is told apart by its estimator (<estimator>_<option>).
     taken = {*problem, *settings, *cell["settings"], "device"}
     own = {
         (f"{name}_{key}" if key in taken else key): _column(value)

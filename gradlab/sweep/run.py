@@ -42,6 +42,7 @@ class Summary:
         failed: cells that failed, in this run or before.
         seconds: wall time of this run.
         warnings: how many cells of this run gave each warning.
+        stale: finished cells that other code than this made.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Summary:
     failed: int
     seconds: float
     warnings: dict[str, int]
+    stale: int = 0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -215,6 +217,7 @@ def _run_missing(
         failed=len(store.failed() & wanted),
         seconds=time.monotonic() - started,
         warnings=dict(notes.most_common()),
+        stale=len(stale_cells(store)),
     )
 
 

@@ -71,6 +71,6 @@ def test_a_target_is_judged_by_its_own_variant_alone() -> None:
     rows = synthetic.gradient_quality(methods, noise=0.0, reference="smoothed_gradient")
     worse = rows["label"] == "local NES (2 passes)"
     table = published.compare(rows.assign(cosine=worse.map({True: 0.7, False: 1.0})))
-    first = table[table["what"].str.endswith("local NES, 2 passes, layer 1")]
+    first = table[table["what"].str.endswith("local NES, 2 noisy passes, layer 1")]
     assert first["ours"].tolist() == pytest.approx([0.7])
     assert first["verdict"].tolist() == ["FAIL"]

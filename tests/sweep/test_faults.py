@@ -47,6 +47,8 @@ def interrupted_run(write_spec: Callable[..., Path], tmp_path: Path):
             command("run", "tiny.toml", "-j", jobs, "--no-report"), cwd=tmp_path, text=True,
             stderr=subprocess.PIPE, start_new_session=True,
             env={**os.environ, "FAKE_STUDY_SECONDS": "0.3"},
+            # A background job's children inherit a SIGINT that is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         try:
             wait_for_cells(tmp_path / "results" / "tiny", 2, process)

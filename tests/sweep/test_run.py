@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from gradlab import sweep
+from gradlab.sweep import provenance
 from gradlab.sweep.run import retry, stale_cells
 from gradlab.sweep.spec import SpecError
 from gradlab.sweep.store import FILE, Store, StoreError
@@ -176,3 +177,14 @@ def test_dask_without_distributed_says_what_to_install(
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(SpecError, match=r"pip install 'gradlab\[dask\]'"):
         sweep.run(spec, tmp_path, jobs=2, backend="dask", progress=False)
+
+
+def test_finished_cells_of_other_code_are_counted(
+    write_spec: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = sweep.read_spec(write_spec(), ["inits=1"])
+    first = sweep.run(spec, tmp_path, jobs=1, progress=False)
+    assert first.stale == 0
+    monkeypatch.setattr(provenance, "code_digest", lambda: "0" * 12)
+    second = sweep.run(spec, tmp_path, jobs=1, progress=False)
+    assert (second.ran, second.stale) == (0, first.total)
