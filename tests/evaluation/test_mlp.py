@@ -289,3 +289,11 @@ def test_memory_does_not_grow_with_the_population() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 60  # MB
+
+
+def test_a_step_that_overflows_leaves_the_others_as_exact_as_alone() -> None:
+    evaluator, population = random_network("binary", "real", 3, members=2, batch_size=500)
+    origin, step = one(population, 0), one(population, 1)
+    alone = evaluator.decreases(origin, LinePopulation(origin, step, (1e-5, 0.1)))
+    beside = evaluator.decreases(origin, LinePopulation(origin, step, (1e-5, 1e30, 0.1)))
+    assert torch.equal(beside[[0, 2]], alone)
