@@ -1,296 +1,170 @@
-r"""A whole population of binarized MLPs on one batch, in bounded memory.
+r"""A whole population of binarized MLPs on one batch, in bounded memory, as fast as is at hand.
 
-Members are taken a few at a time and examples in blocks, so that the activations of a block stay in
-cache through all layers: the first layer is one matrix product ``(P n, n) @ (n, b)``, the others
-batched products ``(P, n, n) @ (P, n, b)``. Outputs are float32 as the network's own; the squared
-errors are summed in float64. The block sizes are a pure function of the shapes, so results do not
-depend on free memory or on the number of workers.
+:class:`MLPEvaluator` is what objectives hold. It chooses among
+
+- compiled kernels on the CPU (:mod:`gradlab.evaluation.fused`): float32 batches and finite weights;
+- Triton kernels on CUDA (:mod:`gradlab.evaluation.gpu`);
+- tensor operations (:mod:`gradlab.evaluation.mlp_tensors`): everything else, and every member with
+  a weight that is NaN, infinite or beyond 1e15.
+
+All give the same losses: on the CPU a pre-activation within float32 rounding of a threshold is
+decided in float64, and the sum over examples is float64.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gradlab._registry import unknown
 from gradlab.evaluation import population as pop
-from gradlab.evaluation.population import LinePopulation, Params, Population
+from gradlab.evaluation.mlp_tensors import TensorMLPEvaluator, all_bounded
+from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import BinarizedMLP
 
-# Floats of hidden activations in flight: one megabyte, a core's second-level cache.
-_CACHE_FLOATS = 2**18
-# The same on a GPU: one gigabyte, and examples per block.
-_GPU_FLOATS = 2**28
-_GPU_EXAMPLES = 2**18
-# Floats of members that are regenerated at a time: four megabytes.
-_MEMBER_FLOATS = 2**20
-# Beyond this size a pre-activation could overflow to infinity - infinity = NaN.
-_LARGE = 1e15
+if TYPE_CHECKING:
+    from gradlab.evaluation.fused import FusedMLPEvaluator
 
-
-def block_sizes(num_dim: int, batch_size: int, device: str = "cpu") -> tuple[int, int]:
-    """Examples per block and members per group.
-
-    On a GPU a block is as large as memory allows, since there every kernel has its launch to pay.
-
-    >>> block_sizes(32, 160_000)
-    (1024, 8)
-    >>> block_sizes(32, 160_000, "cuda")
-    (160000, 52)
-    """
-    if device == "cuda":
-        examples = min(batch_size, _GPU_EXAMPLES)
-        return examples, max(1, _GPU_FLOATS // (num_dim * examples))
-    examples = min(batch_size, max(2**15 // num_dim, 512), 8192)
-    return examples, max(8, _CACHE_FLOATS // (num_dim * examples))
-
-
-def line_block_sizes(num_dim: int, batch_size: int, device: str = "cpu") -> tuple[int, int]:
-    """The same for comparisons with one origin, which rides along in every group: large groups.
-
-    >>> line_block_sizes(32, 160_000)
-    (128, 63)
-    """
-    floats = _GPU_FLOATS if device == "cuda" else _CACHE_FLOATS
-    return min(batch_size, max(128, floats // (64 * num_dim))), 63
+LOSSES = ("mse", "cross_entropy")
 
 
 @dataclass(frozen=True)
 class MLPEvaluator:
-    """Losses of many members of :class:`BinarizedMLP` on one batch (mean squared error).
+    """Losses of many members of :class:`BinarizedMLP` on one batch.
 
     Args:
         model: the architecture.
-        inputs: ``(B, num_dim)``.
-        targets: ``(B, 1)``.
+        inputs: ``(B, num_inputs)``.
+        targets: ``(B, num_outputs)``, or labels ``(B,)`` int64 for cross-entropy.
+        loss: "mse", the mean over examples and outputs, or "cross_entropy".
+
+    Raises:
+        ValueError: an unknown loss, or shapes that do not fit.
+
+    >>> model = BinarizedMLP(num_dim=2, depth=1)
+    >>> batch = torch.tensor([[0.5, -2.0], [0.0, 1.0]]), torch.tensor([[-2.0], [3.0]])
+    >>> params = {"layers.0.weight": torch.eye(2), "layers.1.weight": torch.tensor([[1.0, 3.0]])}
+    >>> evaluator = MLPEvaluator(model, *batch)
+    >>> evaluator.losses({name: w[None] for name, w in params.items()})
+    tensor([0.5000], dtype=torch.float64)
     """
 
     model: BinarizedMLP
     inputs: Tensor
     targets: Tensor
-    _transposed: Tensor = field(init=False, repr=False, compare=False)
-    _bounded: bool = field(init=False, repr=False, compare=False)
+    loss: str = "mse"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_transposed", self.inputs.T.contiguous())
-        object.__setattr__(self, "_bounded", _all_bounded(self.inputs))
+        if self.loss not in LOSSES:
+            raise ValueError(unknown("loss", self.loss, LOSSES))
+        size, width = len(self.inputs), self.model.num_inputs or self.model.num_dim
+        if self.inputs.dim() != 2 or self.inputs.shape[1] != width:
+            raise ValueError(
+                f"inputs have shape {tuple(self.inputs.shape)}: this network takes (B, {width})."
+            )
+        expected = (size, self.model.num_outputs) if self.loss == "mse" else (size,)
+        if self.targets.shape != expected:
+            raise ValueError(
+                f"targets have shape {tuple(self.targets.shape)}: with the loss {self.loss} this "
+                f"network takes {expected}."
+            )
+        if self.loss == "cross_entropy":
+            low, high = int(self.targets.min()), int(self.targets.max())
+            if self.targets.dtype != torch.int64 or low < 0 or high >= self.model.num_outputs:
+                raise ValueError(
+                    f"labels go from {low} to {high} ({self.targets.dtype}): give int64 labels "
+                    f"from 0 to {self.model.num_outputs - 1}."
+                )
+
+    @property
+    def path(self) -> str:
+        """Which path evaluates this batch, in a line."""
+        if self._why_tensors is None:
+            from gradlab.evaluation import fused
+
+            return fused.describe()
+        return f"tensor operations: {self._why_tensors}"
+
+    @functools.cached_property
+    def _why_tensors(self) -> str | None:
+        """Why the compiled kernels do not run, or None."""
+        if self.inputs.device.type != "cpu":
+            return f"the batch is on {self.inputs.device}"
+        if self.inputs.dtype != torch.float32:
+            return f"the batch is {str(self.inputs.dtype).removeprefix('torch.')}"
+        if not (all_bounded(self.inputs) and all_bounded(self.targets)):
+            return "the batch holds NaN, infinity or numbers beyond 1e15"
+        if len(self.model.activation_function.thresholds or ()) > 3:
+            return f"the activation {self.model.activation} has more than four levels"
+        return compiled_problem()
+
+    @functools.cached_property
+    def _tensors(self) -> TensorMLPEvaluator:
+        return TensorMLPEvaluator(self.model, self.inputs, self.targets, self.loss)
+
+    @functools.cached_property
+    def _fused(self) -> FusedMLPEvaluator:
+        from gradlab.evaluation.fused import FusedMLPEvaluator
+
+        return FusedMLPEvaluator(self.model, self.inputs, self.targets, self.loss)
 
     def outputs(self, params: Params) -> Tensor:
-        """Network outputs of one parameter dict, ``(B, 1)``."""
-        member = self.model.effective_weights({name: w[None] for name, w in params.items()})
-        exact = self._is_exact(member)
-        parts = [
-            self._outputs(self._hidden(member, self._transposed[:, a:b], exact), member)
-            for a, b in pop.chunks(len(self.inputs), block_sizes(*self._shape)[0])
-        ]
-        return torch.cat(parts, dim=1).T
+        """Network outputs of one parameter dict, ``(B, num_outputs)``."""
+        if self._why_tensors is None and all(all_bounded(w) for w in params.values()):
+            return self._fused.outputs(params)
+        return self._tensors.outputs(params)
 
     def losses(self, population: Population) -> Tensor:
-        """Mean squared error of every member, ``(P,)`` float64."""
-        total = torch.zeros(pop.size(population), dtype=torch.float64, device=self.inputs.device)
-        examples, group = block_sizes(*self._shape)
-        for (low, high), members in self._groups(population, group):
-            exact = self._is_exact(members)
-            for a, b in pop.chunks(len(self.inputs), examples):
-                hidden = self._hidden(members, self._transposed[:, a:b], exact)
-                outputs = self._outputs(hidden, members)
-                error = outputs - self.targets[a:b, 0]
-                total[low:high] += error.square_().sum(dim=1, dtype=torch.float64)
-        return total / len(self.inputs)
+        """Loss of every member, ``(P,)`` float64; NaN where anything is NaN."""
+        if self._why_tensors is not None:
+            return self._tensors.losses(population)
+        losses, settled = self._fused.losses(population)
+        for member in (settled < 0).nonzero()[:, 0].tolist():
+            losses[member] = self._tensors.losses(pop.part(population, member, member + 1))[0]
+        return losses
 
     def decreases(self, params: Params, population: Population) -> Tensor:
         r"""Mean over examples of loss(params) - loss(member), ``(P,)`` float64.
 
-        As exact as float64, at the price of float32: the output layer and the differences are
-        computed in float64, per example, and of the hidden layers those pre-activations that lie
-        within float32 rounding of a threshold, a few in a million. So a step of 1e-5 is signal, not
-        rounding. A continuous activation has no thresholds for rounding to stop at: there the whole
-        network runs in float64.
+        As exact as float64: the output layer and the differences are computed in float64, per
+        example, and of the hidden layers those pre-activations that lie within float32 rounding of
+        a threshold, a few in a million; the weights on a line are taken as exact. So a step of 1e-5
+        is signal, not rounding. A continuous activation has no thresholds for rounding to stop at:
+        there the whole network runs in float64.
         """
         continuous = self.model.activation_function.thresholds is None
-        if continuous and self.inputs.dtype != torch.float64:
-            wide = MLPEvaluator(self.model, self.inputs.double(), self.targets.double())
-            return wide.decreases(_double(params), _double_population(population))
-        # The origin rides in the same batched product as the members, so that both are rounded
-        # alike and a step of zero gives exactly zero.
-        origin = {name: tensor[None] for name, tensor in params.items()}
-        origin = self.model.effective_weights(origin)
-        total = torch.zeros(pop.size(population), dtype=torch.float64, device=self.inputs.device)
-        examples, group = line_block_sizes(*self._shape)
-        for (low, high), members in self._groups(population, group):
-            line = None
-            if isinstance(population, LinePopulation):
-                line = replace(population, steps=(0.0, *population.steps[low:high]))
-            both = {name: torch.cat((origin[name], members[name])) for name in members}
-            exact = self._is_exact(both)
-            if not exact and high - low > 1:
-                # One member that overflows must not cost the others their exactness.
-                for member in range(low, high):
-                    alone = pop.part(population, member, member + 1)
-                    total[member] = self.decreases(params, alone)[0] * len(self.inputs)
-                continue
-            # sign(W - eta g) is as exact as it gets
-            moved = line if self.model.weight == "real" else None
-            settle = _Settler(self.model, both, moved) if exact else None
-            for a, b in pop.chunks(len(self.inputs), examples):
-                hidden = self._hidden(both, self._transposed[:, a:b], exact, moved, settle)
-                outputs = self._outputs64(hidden, both, line)
-                error = outputs - self.targets[a:b, 0].double()
-                # a^2 - b^2 = (a - b)(a + b) keeps the digits of a small difference.
-                change = (outputs[0] - outputs[1:]) * (error[0] + error[1:])
-                total[low:high] += change.sum(dim=1)
-        return total / len(self.inputs)
+        finite = all(all_bounded(w) for w in params.values())
+        if self._why_tensors is not None or continuous or not finite:
+            return self._tensors.decreases(params, population)
+        decreases, settled = self._fused.decreases(params, population)
+        for member in (settled < 0).nonzero()[:, 0].tolist():
+            alone = pop.part(population, member, member + 1)
+            decreases[member] = self._tensors.decreases(params, alone)[0]
+        return decreases
 
-    @property
-    def _shape(self) -> tuple[int, int, str]:
-        return self.model.num_dim, len(self.inputs), self.inputs.device.type
+    def settled(self, population: Population) -> Tensor:
+        """How many pre-activations of each member were decided in float64, ``(P,)`` int64.
 
-    def _is_exact(self, members: Params) -> bool:
-        """Whether no pre-activation of these members can overflow or be NaN."""
-        hidden = self.model.layer_names[:-1]
-        return self._bounded and all(_all_bounded(members[name]) for name in hidden)
+        These are the ones within float32 rounding of a threshold: where another order of summation
+        could give another sign. -1 for a member that is not finite.
 
-    def _groups(
-        self, population: Population, group: int
-    ) -> Iterator[tuple[tuple[int, int], Params]]:
-        """Ranges of at most ``group`` members with their effective weights, one at a time."""
-        one = pop.members(pop.part(population, 0, 1))
-        held = max(group, _MEMBER_FLOATS // pop.num_coordinates(one))
-        for start, stop in pop.chunks(pop.size(population), held):
-            weights = self.model.effective_weights(pop.members(pop.part(population, start, stop)))
-            for low, high in pop.chunks(stop - start, group):
-                members = {name: tensor[low:high] for name, tensor in weights.items()}
-                yield (start + low, start + high), members
-
-    def _hidden(
-        self,
-        members: Params,
-        inputs: Tensor,
-        exact: bool,
-        line: LinePopulation | None = None,
-        settle: _Settler | None = None,
-    ) -> Tensor:
-        """Last hidden activations ``(P, n, b)`` of a group on a block of inputs ``(n, b)``."""
-        names = self.model.layer_names[:-1]
-        size, width = members[names[0]].shape[:2]
-        if line is not None:
-            steps = torch.tensor(line.steps, dtype=inputs.dtype, device=inputs.device)
-            z = torch.addcmul(
-                line.origin[names[0]] @ inputs,
-                steps[:, None, None],
-                (line.direction[names[0]] @ inputs)[None],
-                value=-1,
-            )
-        else:
-            z = (members[names[0]].reshape(size * width, -1) @ inputs).reshape(size, width, -1)
-        hidden = inputs
-        for index, name in enumerate(names):
-            if index:
-                z = torch.bmm(members[name], hidden)
-            if settle is not None:
-                settle(name, z, hidden)
-            hidden = self._activate(z, exact)
-        return hidden
-
-    def _activate(self, z: Tensor, exact: bool) -> Tensor:
-        if exact and self.model.activation == "binary":
-            # In place and three times faster than a select; it would turn NaN into -1, hence
-            # ``exact``: no pre-activation of bounded weights and inputs can be NaN.
-            return z.ge_(0).mul_(2).sub_(1)
-        return self.model.activation_function.forward(z)
-
-    def _outputs(self, hidden: Tensor, members: Params) -> Tensor:
-        return torch.bmm(members[self.model.layer_names[-1]], hidden)[:, 0]
-
-    def _outputs64(self, hidden: Tensor, members: Params, line: LinePopulation | None) -> Tensor:
-        name = self.model.layer_names[-1]
-        weight = members[name].double()
-        if line is not None:
-            origin, direction = {name: line.origin[name]}, {name: line.direction[name]}
-            exact = replace(line, origin=_double(origin), direction=_double(direction))
-            weight = exact.members()[name]
-        return torch.bmm(weight, hidden.double())[:, 0]
+        Raises:
+            ValueError: this batch is evaluated by tensor operations, which do not count.
+        """
+        if self._why_tensors is not None:
+            raise ValueError(f"this batch is evaluated by {self.path}, which does not count.")
+        return self._fused.losses(population)[1]
 
 
-class _Settler:
-    """Decides in float64 the pre-activations that float32 leaves within rounding of a threshold.
-
-    A float32 sum of n products errs by at most about n 2^-24 times the norms of its row and its
-    input (Cauchy-Schwarz); the weights of a line add their own rounding.
-
-    Args:
-        model: the architecture.
-        members: effective weights of a group, ``(P, rows, n)`` each.
-        line: the line whose members they are, where their exact weights differ from the rounded.
-    """
-
-    def __init__(self, model: BinarizedMLP, members: Params, line: LinePopulation | None) -> None:
-        self.members = members
-        self.line = line
-        self.thresholds = model.activation_function.thresholds or ()
-        self.distance: Tensor | None = None
-        self.largest = max(abs(level) for level in model.activation_function.levels or (1.0,))
-        roundings = (model.num_dim + 4) * 2.0**-24
-        self.reach = {}
-        for name in model.layer_names[:-1]:
-            norm = members[name].norm(dim=-1).amax()
-            if line is not None:
-                longest = max(abs(step) for step in line.steps)
-                norm = line.origin[name].norm(dim=-1).amax()
-                norm = norm + longest * line.direction[name].norm(dim=-1).amax()
-            self.reach[name] = norm * roundings
-
-    def __call__(self, name: str, z: Tensor, hidden: Tensor) -> None:
-        """Mend z ``(P, n, b)`` in place; ``hidden`` is the input, ``(P, n, b)`` or ``(n, b)``."""
-        # The norm of hidden activations is bounded by their largest level; only inputs need theirs.
-        norm = hidden.norm(dim=0) if hidden.dim() == 2 else self.largest * hidden.shape[1] ** 0.5
-        reach = self.reach[name] * norm
-        for threshold in self.thresholds:
-            member, row, example = self._near(z, threshold, reach)
-            if not len(member):
-                continue
-            inputs = hidden[:, example].T if hidden.dim() == 2 else hidden[member, :, example]
-            exact = (self._rows(name, member, row) * inputs.double()).sum(dim=1)
-            edge = torch.tensor(threshold, dtype=z.dtype, device=z.device)
-            below = torch.nextafter(edge, torch.full_like(edge, -math.inf))
-            # The number next to zero is denormal, which some settings flush to zero.
-            below = below.clamp_max(-torch.finfo(z.dtype).tiny) if threshold == 0 else below
-            z[member, row, example] = torch.where(exact >= threshold, edge, below)
-
-    def _near(self, z: Tensor, threshold: float, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of the pre-activations within reach: (member, row, example)."""
-        if self.distance is None or self.distance.shape != z.shape:
-            self.distance = torch.empty_like(z)
-        distance = torch.abs(z if threshold == 0 else z - threshold, out=self.distance)
-        # Rows first, by their smallest distance: five times faster than asking every entry.
-        member, row = (distance.amin(dim=-1) <= reach.amax()).nonzero(as_tuple=True)
-        found, example = (distance[member, row] <= reach).nonzero(as_tuple=True)
-        return member[found], row[found], example
-
-    def _rows(self, name: str, member: Tensor, row: Tensor) -> Tensor:
-        if self.line is None:
-            return self.members[name][member, row].double()
-        steps = torch.tensor(self.line.steps, dtype=torch.float64, device=member.device)
-        direction = self.line.direction[name][row].double()
-        return self.line.origin[name][row].double() - steps[member, None] * direction
-
-
-def _double(params: Params) -> Params:
-    return {name: tensor.double() for name, tensor in params.items()}
-
-
-def _double_population(population: Population) -> Population:
-    if isinstance(population, LinePopulation):
-        origin, direction = _double(population.origin), _double(population.direction)
-        return replace(population, origin=origin, direction=direction)
-    if isinstance(population, dict):
-        return _double(population)
-    return replace(population, mean=_double(population.mean))
-
-
-def _all_bounded(tensor: Tensor) -> bool:
-    # NaN compares false, so one reduction finds NaN, infinity and numbers that could overflow.
-    return bool(tensor.abs().amax() < _LARGE)
+@functools.cache
+def compiled_problem() -> str | None:
+    """Why compiled kernels cannot run on this machine, in a few words, or None."""
+    try:
+        import gradlab.evaluation.fused  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"Numba cannot be loaded ({error})"
+    return None

@@ -1,9 +1,10 @@
 r"""The teacher-student multilayer perceptron with binarized hidden layers.
 
 ``depth`` hidden layers :math:`h_{l+1} = a(W_l h_l)` of shape ``(num_dim, num_dim)`` and a
-full-precision output layer ``(1, num_dim)``, no bias. The activation is the sign (binary), a
+full-precision output layer ``(1, num_dim)``, no bias; other numbers of inputs and outputs, for
+instance to classify, if asked for. The activation is the sign (binary), a
 quantized clip (ternary, 2bit) or the clip itself (full); with binary weights the hidden layers use
-sign(W), without scale. Weights start from U(±gain/√num_dim), gain 1 if left out.
+sign(W), without scale. Weights start from U(±gain/√fan_in), gain 1 if left out.
 
 This is the network on which BinaryDuo (Kim et al. 2020, section 3) compares gradient estimators.
 """
@@ -40,7 +41,9 @@ class BinarizedMLP:
         depth: number of hidden layers.
         activation: "binary", "ternary", "decoupled_ternary", "2bit" or "full".
         weight: "real", or "binary" for sign(W) in the hidden layers.
-        gain: initial weights are U(±gain/√num_dim); √3 keeps the variance of ±1 inputs.
+        gain: initial weights are U(±gain/√fan_in); √3 keeps the variance of ±1 inputs.
+        num_inputs: width of the input, where it is not ``num_dim``.
+        num_outputs: number of output neurons.
 
     Raises:
         ValueError: a size below one, an unknown activation or weight, or a gain not above zero.
@@ -56,10 +59,15 @@ class BinarizedMLP:
     activation: str = "binary"
     weight: str = "real"
     gain: float = 1.0
+    num_inputs: int | None = None
+    num_outputs: int = 1
 
     def __post_init__(self) -> None:
         positive_integer("num_dim", self.num_dim)
         positive_integer("depth", self.depth)
+        positive_integer("num_outputs", self.num_outputs)
+        if self.num_inputs is not None:
+            positive_integer("num_inputs", self.num_inputs)
         if self.activation not in ACTIVATIONS:
             raise ValueError(unknown("activation", self.activation, ACTIVATIONS))
         if self.weight not in WEIGHTS:
@@ -74,17 +82,27 @@ class BinarizedMLP:
         return tuple(f"layers.{layer}.weight" for layer in range(self.depth + 1))
 
     @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Shape (outputs, inputs) of every layer's weight.
+
+        >>> BinarizedMLP(8, depth=1, num_inputs=784, num_outputs=10).shapes
+        {'layers.0.weight': (8, 784), 'layers.1.weight': (10, 8)}
+        """
+        widths = [self.num_inputs or self.num_dim, *[self.num_dim] * self.depth, self.num_outputs]
+        pairs = zip(widths[1:], widths[:-1], strict=True)
+        return dict(zip(self.layer_names, pairs, strict=True))
+
+    @property
     def activation_function(self) -> activations.Activation:
         """The activation between the layers."""
         return activations.create(self.activation)
 
     def initial_params(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weights drawn from U(±gain/√num_dim), float32, on the CPU."""
-        bound = self.gain / math.sqrt(self.num_dim)
-        rows = [self.num_dim] * self.depth + [1]
+        """Weights drawn from U(±gain/√fan_in), float32, on the CPU."""
         return {
-            name: (2 * torch.rand(row, self.num_dim, generator=generator) - 1) * bound
-            for name, row in zip(self.layer_names, rows, strict=True)
+            name: (2 * torch.rand(shape, generator=generator) - 1)
+            * (self.gain / math.sqrt(shape[1]))
+            for name, shape in self.shapes.items()
         }
 
     def effective_weights(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,7 +116,7 @@ class BinarizedMLP:
         return {name: w if name == output else sign(w) for name, w in params.items()}
 
     def forward(self, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """The exact network: inputs ``(B, num_dim)`` to outputs ``(B, 1)``."""
+        """The exact network: inputs ``(B, num_inputs)`` to outputs ``(B, num_outputs)``."""
         weights = self.effective_weights(params)
         hidden = inputs
         for name in self.layer_names[:-1]:
@@ -116,7 +134,7 @@ class BinarizedMLP:
 
         Args:
             params: differentiable weights.
-            inputs: ``(B, num_dim)``.
+            inputs: ``(B, num_inputs)``.
             surrogate: derivative of the activations.
             weight_surrogate: derivative of sign(W) for binary weights; hardtanh if left out.
 

@@ -1,7 +1,7 @@
 """What one cell of a sweep measures.
 
->>> names()
-['gradient_quality', 'loss_decrease', 'trajectory']
+>>> {"gradient_quality", "loss_decrease", "trajectory"} <= set(names())
+True
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The population evaluator against a plain float64 loop over members."""
+"""Every path of the population evaluator against a plain float64 loop over members."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradlab.evaluation import GaussianPopulation, LinePopulation, MLPEvaluator, Params, mlp
+from gradlab.evaluation import (
+    GaussianPopulation,
+    LinePopulation,
+    MLPEvaluator,
+    Params,
+    fused,
+    mlp_tensors,
+)
+from gradlab.evaluation.fused import FusedMLPEvaluator
 from gradlab.models import BinarizedMLP
 from gradlab.models.mlp import ACTIVATIONS, WEIGHTS
 from gradlab.objectives import TeacherStudent
@@ -19,12 +27,31 @@ from gradlab.objectives import TeacherStudent
 every_network = pytest.mark.parametrize(
     ("activation", "weight", "depth"), list(itertools.product(ACTIVATIONS, WEIGHTS, (1, 2, 4)))
 )
-# 1e-5 is some 50 roundings of a float32 pre-activation of order one
-NEAR = 1e-5
+
+
+@pytest.fixture(params=["tables", "vectors", "tensors"], autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Look-up tables where the processor has them, its plain vectors, tensor operations."""
+    if request.param == "tensors":
+        monkeypatch.setattr(MLPEvaluator, "_why_tensors", "this test asks for them")
+    if request.param == "vectors":
+        monkeypatch.setattr(
+            MLPEvaluator,
+            "_fused",
+            property(
+                lambda self: FusedMLPEvaluator(
+                    self.model, self.inputs, self.targets, self.loss, tables=False
+                )
+            ),
+        )
+    if request.param == "tables" and not fused.HAS_TABLES:
+        pytest.skip("this processor has no AVX-512, so no look-up tables")
+    chosen: str = request.param
+    return chosen
 
 
 def plain_forward(model: BinarizedMLP, member: Params, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs (B,) in float64, and how near each example comes to a threshold."""
+    """Outputs (B, m) in float64, and how near each example comes to a threshold."""
     hidden = inputs.double()
     distance = torch.full((len(inputs),), torch.inf, dtype=torch.float64)
     thresholds = model.activation_function.thresholds or ()
@@ -42,7 +69,7 @@ def plain_forward(model: BinarizedMLP, member: Params, inputs: Tensor) -> tuple[
         else:
             steps = {"ternary": 2, "decoupled_ternary": 2, "2bit": 3}[model.activation]
             hidden = torch.floor(z.clamp(0, 1) * steps + 0.5) / steps
-    return (hidden @ member[model.layer_names[-1]].double().T)[:, 0], distance
+    return hidden @ member[model.layer_names[-1]].double().T, distance
 
 
 def random_network(
@@ -64,26 +91,90 @@ def one(population: Params, member: int) -> Params:
 
 
 @every_network
-def test_losses_are_those_of_a_plain_loop(activation: str, weight: str, depth: int) -> None:
-    evaluator, population = random_network(activation, weight, depth, members=9)
+@pytest.mark.parametrize("num_dim", [1, 3, 5, 8, 9, 22])
+def test_losses_are_those_of_exact_arithmetic(
+    activation: str, weight: str, depth: int, num_dim: int
+) -> None:
+    # No example is left out: one sign on the other side would change a loss by some 1e-3.
+    evaluator, population = random_network(activation, weight, depth, 9, num_dim, batch_size=333)
     losses = evaluator.losses(population)
     assert losses.dtype == torch.float64
-    boundary = 0
-    for member, loss in enumerate(losses):
-        outputs, distance = plain_forward(
-            evaluator.model, one(population, member), evaluator.inputs
+    for member, loss in enumerate(losses.tolist()):
+        outputs, _ = plain_forward(evaluator.model, one(population, member), evaluator.inputs)
+        expected = float((outputs - evaluator.targets).square().mean())
+        assert loss == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["binary", "ternary", "2bit"])
+def test_pre_activations_within_rounding_of_a_threshold_are_decided_exactly(
+    activation: str,
+) -> None:
+    # z = x + y - (x + y - τ) with large x and y: what float32 says of it is noise
+    model = BinarizedMLP(3, 1, activation)
+    generator = torch.Generator().manual_seed(1)
+    size, large = 4000, 3e4
+    edge = (model.activation_function.thresholds or ())[0]
+    inputs = torch.randn(size, 3, generator=generator) * large
+    inputs[:, 2] = (
+        edge - (inputs[:, 0] + inputs[:, 1]) + torch.randn(size, generator=generator) / 99
+    )
+    population = {"layers.0.weight": torch.ones(1, 3, 3), "layers.1.weight": torch.ones(1, 1, 3)}
+    targets = torch.zeros(size, 1)
+    evaluator = MLPEvaluator(model, inputs, targets)
+    exact, _ = plain_forward(model, one(population, 0), inputs)
+    assert float(evaluator.losses(population)[0]) == pytest.approx(
+        float(exact.square().mean()), rel=1e-6
+    )
+    rounded = model.forward(one(population, 0), inputs)
+    assert ((rounded[:, 0].double() - exact[:, 0]).abs() > 0.1).sum() > 20
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_many_inputs_and_outputs(activation: str, loss: str) -> None:
+    model = BinarizedMLP(11, 2, activation, num_inputs=37, num_outputs=4)
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(300, 37, generator=generator)
+    targets = torch.randn(300, 4, generator=generator)
+    if loss == "cross_entropy":
+        targets = targets.argmax(dim=1)
+    evaluator = MLPEvaluator(model, inputs, targets, loss)
+    members = [model.initial_params(generator) for _ in range(5)]
+    population = {name: torch.stack([m[name] for m in members]) for name in members[0]}
+    expected = []
+    for member in members:
+        outputs, _ = plain_forward(model, member, inputs)
+        assert evaluator.outputs(member).shape == (300, 4)
+        torch.testing.assert_close(
+            evaluator.outputs(member).double(), outputs, rtol=1e-5, atol=1e-6
         )
-        errors = (outputs - evaluator.targets[:, 0]).square()
-        near = distance < NEAR
-        boundary += int(near.sum())
-        # an example at a threshold may be on either side of it: it may change by its largest jump
-        reach = (outputs.abs().max() + evaluator.targets.abs().max()) ** 2 * 4
-        allowed = 2e-6 * float(errors.mean()) + float(near.sum() * reach) / len(errors)
-        assert abs(float(loss - errors.mean())) <= allowed
-    # Of 6,300 examples some few are that near; behind binary weights and ±1 inputs z is a whole
-    # number, exactly on the threshold 0 or far from it, and there the sum is exact.
-    exact_zeros = weight == "binary" and activation == "binary" and depth > 1
-    assert exact_zeros or boundary <= 20
+        function = (
+            torch.nn.functional.mse_loss if loss == "mse" else torch.nn.functional.cross_entropy
+        )
+        goal = targets.double() if loss == "mse" else targets
+        expected.append(float(function(outputs, goal)))
+    assert evaluator.losses(population).tolist() == pytest.approx(expected, rel=1e-6)
+    decreases = evaluator.decreases(members[0], population)
+    assert decreases[0] == 0
+    changes = [expected[0] - after for after in expected]
+    assert decreases.tolist() == pytest.approx(changes, rel=1e-5, abs=1e-9)
+
+
+def test_bad_batches_are_refused_in_one_sentence() -> None:
+    model = BinarizedMLP(4, 1, num_inputs=6, num_outputs=3)
+    inputs, targets, labels = torch.randn(5, 6), torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    MLPEvaluator(model, inputs, targets)
+    MLPEvaluator(model, inputs, labels, "cross_entropy")
+    for arguments, sentence in [
+        ((inputs[:, :4], targets), "takes .B, 6."),
+        ((inputs, targets[:, :1]), "takes .5, 3."),
+        ((inputs, targets, "cross_entropy"), "takes .5,."),
+        ((inputs, labels + 1, "cross_entropy"), "labels go from 1 to 3"),
+        ((inputs, labels.float(), "cross_entropy"), "int64"),
+        ((inputs, targets, "mae"), "mse"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            MLPEvaluator(model, *arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -107,7 +198,7 @@ def test_pre_activations_on_a_threshold_belong_to_the_upper_level(
     for member, loss in enumerate(losses):
         outputs, distance = plain_forward(model, one(population, member), inputs)
         touching += int((distance == 0).sum())
-        expected = (outputs - targets[:, 0]).square().mean()
+        expected = (outputs - targets).square().mean()
         # thirds, of 2 bits, are the one thing here that float32 rounds
         tolerance = 1e-6 if activation == "2bit" else 1e-14
         assert float(loss) == pytest.approx(float(expected), rel=tolerance)
@@ -152,7 +243,7 @@ def test_huge_weights_give_the_right_loss_or_none(activation: str, size: float) 
     population["layers.2.weight"][3, 0, 0] = size
     for member, loss in enumerate(evaluator.losses(population)):
         outputs, _ = plain_forward(evaluator.model, one(population, member), evaluator.inputs)
-        expected = float((outputs - evaluator.targets[:, 0]).square().mean())
+        expected = float((outputs - evaluator.targets).square().mean())
         unknown = not loss.isfinite()
         assert unknown or float(loss) == pytest.approx(expected, rel=1e-4)
         assert not unknown or expected != expected or expected > 1e30
@@ -169,20 +260,23 @@ def test_nan_in_the_inputs_is_the_loss_of_every_member(activation: str) -> None:
 
 @every_network
 def test_block_sizes_change_nothing_but_rounding(
-    activation: str, weight: str, depth: int, monkeypatch: pytest.MonkeyPatch
+    activation: str, weight: str, depth: int, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluator, population = random_network(activation, weight, depth, members=23)
     whole = evaluator.losses(population)
     step = one(population, 0)
     line = LinePopulation(one(population, 1), step, tuple(0.01 * i for i in range(11)))
     decreases = evaluator.decreases(line.origin, line)
-    monkeypatch.setattr(mlp, "block_sizes", lambda *_: (93, 4))
-    monkeypatch.setattr(mlp, "line_block_sizes", lambda *_: (71, 3))
-    monkeypatch.setattr(mlp, "_MEMBER_FLOATS", 300)
-    torch.testing.assert_close(evaluator.losses(population), whole, rtol=1e-6, atol=0)
-    torch.testing.assert_close(
-        evaluator.decreases(line.origin, line), decreases, rtol=1e-5, atol=1e-9
-    )
+    monkeypatch.setattr(mlp_tensors, "block_sizes", lambda *_: (93, 4))
+    monkeypatch.setattr(mlp_tensors, "line_block_sizes", lambda *_: (71, 3))
+    monkeypatch.setattr(mlp_tensors, "_MEMBER_FLOATS", 300)
+    monkeypatch.setattr(fused, "_CHUNK_MEMBERS", 3)
+    again = evaluator.losses(population), evaluator.decreases(line.origin, line)
+    torch.testing.assert_close(again[0], whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(again[1], decreases, rtol=1e-5, atol=1e-9)
+    if path != "tensors":
+        assert torch.equal(again[0], whole)
+        assert activation == "full" or torch.equal(again[1], decreases)
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
@@ -213,7 +307,7 @@ def test_decreases_of_small_steps_are_those_of_float64(
     def errors(lr: float) -> tuple[Tensor, Tensor]:
         member = {n: w.double() - lr * direction[n].double() for n, w in origin.items()}
         outputs, distance = plain_forward(evaluator.model, member, inputs)
-        return (outputs - targets[:, 0].double()).square(), distance
+        return (outputs - targets.double()).square()[:, 0], distance
 
     before, near_before = errors(0.0)
     for lr, decrease in zip(lrs[1:], decreases[1:].tolist(), strict=True):

@@ -58,9 +58,37 @@ def test_any_piece_has_the_bits_of_the_whole(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise, "_BLOCK", block)
-        piece = noise.normal(123456789123456789, tuple(rows), tuple(columns))
-    assert piece.dtype == torch.float32
-    assert torch.equal(piece, WHOLE[rows[0] : rows[1], columns[0] : columns[1]])
+        for draw in (noise.normal, noise.normal_by_tensors):
+            piece = draw(123456789123456789, tuple(rows), tuple(columns))
+            assert piece.dtype == torch.float32
+            assert torch.equal(piece, WHOLE[rows[0] : rows[1], columns[0] : columns[1]])
+
+
+@given(
+    key=st.integers(0, 2**64 - 1),
+    member=st.integers(0, 2**40),
+    coordinate=st.integers(0, 2**32 - 2000),
+    stream=st.integers(0, 2**32 - 1),
+)
+def test_the_compiled_kernel_and_tensor_operations_draw_the_same_bits(
+    key: int, member: int, coordinate: int, stream: int
+) -> None:
+    where = (member, member + 3), (coordinate, coordinate + 701)
+    compiled = noise.normal(key, *where, stream=stream)
+    assert torch.equal(compiled, noise.normal_by_tensors(key, *where, stream=stream))
+
+
+def test_normals_are_those_of_exact_logarithms_and_angles() -> None:
+    size = 400_000
+    drawn = noise.normal(7, (0, 1), (0, 4 * size)).double().reshape(size, 4)
+    zero = torch.zeros(1, dtype=torch.int64)
+    words = noise.philox((torch.arange(size), zero, zero, zero), 7)
+    uniform = [((w >> 9).double() + 0.5) * 2.0**-23 for w in words]
+    for pair in (0, 2):
+        radius = torch.sqrt(-2 * torch.log(uniform[pair]))
+        angle = 2 * math.pi * uniform[pair + 1]
+        exact = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)
+        assert (drawn[:, pair : pair + 2] - exact).abs().max() < 7e-7
 
 
 def test_members_beyond_32_bits_have_noise_of_their_own() -> None:

@@ -1,0 +1,210 @@
+r"""A population of binarized MLPs on a processor, compiled and fused.
+
+A block of 128 examples runs through all layers of a member before the next member and the next
+block, so activations stay in the first-level cache. What is done there depends on the shapes:
+
+- the first layer is real: a register-tiled product of fused multiply-adds;
+- a later layer sees few levels, so four bits of input code choose among sixteen sums of weights
+  held in a vector register: one permutation and one addition for four multiply-adds, exact (with
+  AVX-512; elsewhere the register-tiled product again);
+- up to eight bits of code (num_dim ≤ 8 for the sign): all layers behind the first are a table with
+  an entry for every code, made once per member;
+- the output layer, the errors and their sums are float64.
+
+Every pre-activation within float32 rounding of a threshold is computed again in float64, so that
+each activation is the one of exact arithmetic. ``settled`` counts them. Members are independent of
+each other and of threads and chunks, bit for bit.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradlab.evaluation import _mlp_kernel as kernel
+from gradlab.evaluation import population as pop
+from gradlab.evaluation._tiles import BLOCK, HAS_TABLES, LANES
+from gradlab.evaluation.mlp_tensors import LARGE
+from gradlab.evaluation.population import LinePopulation, Params, Population
+from gradlab.models.mlp import BinarizedMLP
+
+# Floats of prepared weights of one chunk of members: half a megabyte, half of a core's second-level
+# cache, for they are read again for every block.
+_CHUNK_FLOATS = 2**17
+_CHUNK_MEMBERS = 1024
+
+
+def describe() -> str:
+    """What runs on this processor, in a line.
+
+    >>> describe().startswith("compiled")
+    True
+    """
+    if HAS_TABLES:
+        return "compiled, AVX-512 with look-up tables"
+    return f"compiled, vectors of {LANES} floats"
+
+
+@dataclass(frozen=True)
+class FusedMLPEvaluator:
+    """Losses of many finite members of :class:`BinarizedMLP` on one finite float32 batch.
+
+    Args:
+        model: the architecture.
+        inputs: ``(B, num_inputs)`` float32 on the CPU, finite.
+        targets: ``(B, num_outputs)`` float32, or labels ``(B,)`` int64 for cross-entropy.
+        loss: "mse" or "cross_entropy".
+        tables: whether to use look-up tables, where the processor has them.
+    """
+
+    model: BinarizedMLP
+    inputs: Tensor
+    targets: Tensor
+    loss: str = "mse"
+    tables: bool = HAS_TABLES
+    _batch: tuple[Any, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        inputs = self.inputs.detach()
+        # A negative norm: what pads the last block is never near a threshold.
+        norms = np.full((-(-len(inputs) // BLOCK), BLOCK), -1, np.float32)
+        norms.reshape(-1)[: len(inputs)] = inputs.double().norm(dim=1).float().numpy()
+        if self.loss == "mse":
+            goals, labels = _blocked(self.targets.detach(), np.float64), np.zeros((1, 1), np.int64)
+        else:
+            goals, labels = np.zeros((1, 1, 1)), np.zeros(norms.shape, np.int64)
+            labels.reshape(-1)[: len(inputs)] = self.targets.numpy()
+        batch = _blocked(inputs, np.float32), norms, goals, labels
+        object.__setattr__(self, "_batch", batch)
+
+    @property
+    def _scale(self) -> float:
+        outputs = self.model.num_outputs if self.loss == "mse" else 1
+        return 1.0 / (len(self.inputs) * outputs)
+
+    def outputs(self, params: Params) -> Tensor:
+        """Network outputs of one parameter dict, ``(B, num_outputs)`` float32, rounded once."""
+        member = {name: tensor[None] for name, tensor in params.items()}
+        weights = self._effective(_flat(member))
+        outputs = np.empty((1, len(self.inputs), self.model.num_outputs))
+        self._call(kernel.OUTPUTS, weights, weights, outputs)
+        return torch.from_numpy(outputs[0]).float()
+
+    def losses(self, population: Population) -> tuple[Tensor, Tensor]:
+        """Loss of every member, ``(P,)`` float64, and how many pre-activations were settled.
+
+        Where the latter is -1 the member is not finite, and its loss means nothing.
+        """
+        kind = kernel.SQUARED_ERROR if self.loss == "mse" else kernel.CROSS_ENTROPY
+
+        def evaluate(part: Population) -> tuple[np.ndarray, np.ndarray]:
+            weights = _flat(pop.members(part))
+            finite = _finite(weights)
+            weights = self._effective(weights)
+            losses, settled = self._call(kind, weights, weights)
+            return losses, np.where(finite, settled, -1)
+
+        return self._over_chunks(population, evaluate)
+
+    def decreases(self, params: Params, population: Population) -> tuple[Tensor, Tensor]:
+        """loss(params) - loss(member), ``(P,)`` float64, differences per example in float64.
+
+        The members of a line are taken as exact: origin - step · direction in float64. Also returns
+        what :meth:`losses` does.
+        """
+        kind = kernel.SQUARED_DECREASE if self.loss == "mse" else kernel.ENTROPY_DECREASE
+        origin = _flat({name: tensor[None].double() for name, tensor in params.items()})
+
+        def evaluate(part: Population) -> tuple[np.ndarray, np.ndarray]:
+            exact = np.concatenate((origin, _flat(pop.members(_double(part)))))
+            finite = _finite(exact)
+            exact = self._effective(exact)
+            out, settled = self._call(kind, exact.astype(np.float32), exact)
+            return out[1:], np.where(finite, settled, -1)[1:]
+
+        return self._over_chunks(population, evaluate)
+
+    def _over_chunks(self, population: Population, evaluate: Any) -> tuple[Tensor, Tensor]:
+        size, threads = pop.size(population), torch.get_num_threads()
+        chunks = pop.chunks(size, min(self._chunk, -(-size // threads)))
+        parts = [pop.part(population, start, stop) for start, stop in chunks]
+        if threads == 1 or len(parts) == 1:
+            results = [evaluate(part) for part in parts]
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                results = list(pool.map(evaluate, parts))
+        losses, settled = (np.concatenate(each) for each in zip(*results, strict=True))
+        return torch.from_numpy(losses), torch.from_numpy(settled)
+
+    @property
+    def _chunk(self) -> int:
+        """Members of a chunk: a pure function of the shapes."""
+        per_group = 4 if self._thresholds == 1 else 2
+        widening = 16 / per_group if self.tables and self._thresholds else 1.0
+        held = sum(rows * columns for rows, columns in self.model.shapes.values()) * widening
+        return int(min(_CHUNK_MEMBERS, max(1, _CHUNK_FLOATS // (held + 512))))
+
+    @property
+    def _thresholds(self) -> int:
+        return len(self.model.activation_function.thresholds or ())
+
+    def _effective(self, weights: np.ndarray) -> np.ndarray:
+        if self.model.weight == "binary":
+            hidden = weights[:, : weights.shape[1] - self.model.num_outputs * self.model.num_dim]
+            np.copyto(hidden, np.where(hidden >= 0, 1, -1))
+        return weights
+
+    def _call(
+        self, kind: int, weights: np.ndarray, exact: np.ndarray, outputs: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        activation, model = self.model.activation_function, self.model
+        edges = np.array(activation.thresholds or (0.0,))
+        levels = np.array(activation.levels or (0.0, 1.0))
+        sizes = (model.num_inputs or model.num_dim, model.num_dim, model.depth, model.num_outputs)
+        out, settled = np.zeros(len(weights)), np.zeros(len(weights), np.int64)
+        kernel.compiled(self._thresholds, int(self.tables and self._thresholds > 0))(
+            *self._batch, weights, exact.astype(np.float64), sizes, model.weight == "binary",
+            edges.astype(np.float32), edges, levels, kind, len(self.inputs), out, settled,
+            np.empty((0, 0, 0)) if outputs is None else outputs,
+        )  # fmt: skip
+        return out * self._scale, settled
+
+
+def _blocked(tensor: Tensor, dtype: Any) -> np.ndarray:
+    """``(B, n)`` to ``(blocks, n, 128)``, padded with zeros, at the start of a cache line."""
+    size, width = tensor.shape
+    blocks = -(-size // BLOCK)
+    whole = np.zeros(blocks * width * BLOCK + 64, dtype)
+    skip = (-whole.ctypes.data % 64) // whole.itemsize
+    out = whole[skip : skip + blocks * width * BLOCK].reshape(blocks, width, BLOCK)
+    for block in range(blocks):
+        part = tensor[block * BLOCK : (block + 1) * BLOCK].numpy()
+        out[block, :, : len(part)] = part.T
+    return out
+
+
+def _finite(weights: np.ndarray) -> np.ndarray:
+    """Which members are finite and no product sum of theirs can overflow; the others become 0."""
+    finite: np.ndarray = np.abs(weights).max(axis=1) < LARGE
+    weights[~finite] = 0.0
+    return finite
+
+
+def _flat(members: Params) -> np.ndarray:
+    return pop.flatten(members, batch_dims=1).detach().numpy()
+
+
+def _double(population: Population) -> Population:
+    """A line in float64, where its members are exact; others are what float32 made them."""
+    if isinstance(population, LinePopulation):
+        return LinePopulation(
+            {name: tensor.double() for name, tensor in population.origin.items()},
+            {name: tensor.double() for name, tensor in population.direction.items()},
+            population.steps,
+        )
+    return {name: tensor.double() for name, tensor in pop.members(population).items()}
