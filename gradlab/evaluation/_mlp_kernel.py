@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -210,9 +211,19 @@ def _cross_entropy(y, label, lane, outputs):
     return np.log(total) + (largest - y[label * BLOCK + lane])
 
 
+class Compiled(NamedTuple):
+    """What is compiled for one number of thresholds, with or without tables of codes."""
+
+    prepare: Any
+    hidden_layers: Any
+    outputs_of_codes: Any
+    outputs_of_values: Any
+    evaluate: Any
+
+
 @functools.cache
 def compiled(thresholds, tables):
-    """The evaluator for activations of so many thresholds, with or without tables of codes.
+    """The functions for activations of so many thresholds, with or without tables of codes.
 
     Compiled when first called, then cached on disk.
     """
@@ -337,14 +348,14 @@ def compiled(thresholds, tables):
     @njit(nogil=True, cache=True)
     def hidden_layers(
         packed, packed_at, stride, weights, weights_at, sizes, edges, exact_edges, levels, radius,
-        radius_at, ones, scratch, hits, codes, hidden, half,
+        radius_at, ones, scratch, hits, codes, hidden, half, begin,
     ):  # fmt: skip
-        """All hidden layers behind the first; where the last one's activations lie, and settled."""
+        """The hidden layers from ``begin`` ≥ 1 on; where the last activations lie, and settled."""
         columns, rows, depth, _ = sizes
         at, other, settled = 0, half, 0
-        weights_at += columns * rows
-        packed_at += columns * rows
-        for layer in range(1, depth):
+        weights_at += columns * rows + (begin - 1) * rows * rows
+        packed_at += columns * rows + (begin - 1) * stride
+        for layer in range(begin, depth):
             if tables:
                 settled += code_layer(
                     packed, packed_at, weights, weights_at, codes, at, other, rows, edges,
@@ -417,7 +428,7 @@ def compiled(thresholds, tables):
                 at, more = hidden_layers(
                     flat_packed, member * packed.shape[1], stride, flat_exact,
                     member * exact.shape[1], sizes, edge, exact_edge, level, flat_radius,
-                    member * depth, ones, scratch, near, flat_codes, flat_hidden, half,
+                    member * depth, ones, scratch, near, flat_codes, flat_hidden, half, 1,
                 )  # fmt: skip
                 settled[member] += more
                 outputs_of_codes(flat_head, member * head.shape[1], flat_codes, at, rows, width, y)
@@ -443,7 +454,7 @@ def compiled(thresholds, tables):
                     at, more = hidden_layers(
                         flat_packed, packed_at, stride, flat_exact, exact_at, sizes, edge,
                         exact_edge, level, flat_radius, member * depth, ones, scratch, near,
-                        flat_codes, flat_hidden, half,
+                        flat_codes, flat_hidden, half, 1,
                     )  # fmt: skip
                     found += more
                     if tables:
@@ -515,4 +526,4 @@ def compiled(thresholds, tables):
             np.empty(1024, np.int64), doubles, every,
         )  # fmt: skip
 
-    return evaluate
+    return Compiled(prepare, hidden_layers, outputs_of_codes, outputs_of_values, evaluate)

@@ -331,7 +331,10 @@ def value_tile(
     weights, weights_at, inputs, inputs_at, depth,
     edges, levels, radius, norms, norms_at, scratch, hidden, hidden_at,
 ):  # fmt: skip
-    """The same from values to values; without thresholds the activation is clip(z, 0, 1)."""
+    """The same from values to values.
+
+    Without thresholds the activation is clip(z, 0, 1), and with -1 of them there is none.
+    """
     count = thresholds.literal_value
     signature = types.int64(
         thresholds, types.int64, weights, types.int64, inputs, types.int64, types.int64,
@@ -343,7 +346,7 @@ def value_tile(
 
         def tile(shape):
             sums = _multiply_accumulate(builder, shape, a[2], a[3], a[4], a[5], a[6])
-            if count:
+            if count > 0:
                 edge = _broadcast(builder, a[7], count)
                 level = _broadcast(builder, a[8], count + 1)
                 near, out = (a[9], a[10], a[11], a[12]), (a[13], a[14])
@@ -351,8 +354,9 @@ def value_tile(
             vector = _vector(_F32)
             low, high = _constant(vector, 0.0), _constant(vector, 1.0)
             for index, z in enumerate(sums):
-                z = builder.select(builder.fcmp_ordered(">", z, low), z, low)
-                z = builder.select(builder.fcmp_ordered("<", z, high), z, high)
+                if count == 0:
+                    z = builder.select(builder.fcmp_ordered(">", z, low), z, low)
+                    z = builder.select(builder.fcmp_ordered("<", z, high), z, high)
                 row = _index(BLOCK * (index // shape[1]) + LANES * (index % shape[1]))
                 _store(builder, z, a[13], builder.add(a[14], row))
             return _index(0)

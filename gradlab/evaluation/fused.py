@@ -18,6 +18,7 @@ each other and of threads and chunks, bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradlab.evaluation import _coordinate_kernel as coordinate_kernel
 from gradlab.evaluation import _mlp_kernel as kernel
+from gradlab.evaluation import coordinates
 from gradlab.evaluation import population as pop
 from gradlab.evaluation._tiles import BLOCK, HAS_TABLES, LANES
 from gradlab.evaluation.mlp_tensors import LARGE
@@ -129,15 +132,43 @@ class FusedMLPEvaluator:
 
         return self._over_chunks(population, evaluate)
 
+    def coordinate_differences(self, params: Params, epsilon: float) -> Params:
+        """Loss differences over ±epsilon of every finite weight, float64, by sparse flips."""
+        model = self.model
+        layers = [params[name].detach() for name in model.layer_names]
+        padded = -(-max(model.num_dim, layers[0].shape[1]) // 16) * 16
+        ups, downs = np.zeros((2, model.depth, model.num_dim, padded), np.float32)
+        for layer, name in enumerate(model.layer_names[:-1]):
+            up, down = coordinates.steps(model, params, name, epsilon)
+            ups[layer, :, : up.shape[1]], downs[layer, :, : up.shape[1]] = up.numpy(), down.numpy()
+        weights = self._effective(_flat({name: w[None] for name, w in params.items()}))
+        head = np.zeros((model.num_outputs, model.num_dim))
+        out = np.zeros((model.depth, model.num_dim, padded))
+        compiled = coordinate_kernel.compiled(self._thresholds, int(self.tables))
+
+        def neurons(first: int, last: int) -> None:
+            compiled(
+                *self._batch, weights, weights.astype(np.float64), self._sizes,
+                model.weight == "binary", *self._quantizer, self.loss != "mse", len(self.inputs),
+                ups, downs, first, last, epsilon, out, head,
+            )  # fmt: skip
+
+        _in_threads(
+            neurons, pop.chunks(model.num_dim, -(-model.num_dim // torch.get_num_threads()))
+        )
+        if self.loss == "mse":
+            head *= 4 * epsilon  # the loss is quadratic in the output weights
+        found = [out[layer, :, : w.shape[1]] for layer, w in enumerate(layers[:-1])] + [head]
+        return {
+            name: torch.from_numpy(each * self._scale)
+            for name, each in zip(model.layer_names, found, strict=True)
+        }
+
     def _over_chunks(self, population: Population, evaluate: Any) -> tuple[Tensor, Tensor]:
         size, threads = pop.size(population), torch.get_num_threads()
         chunks = pop.chunks(size, min(self._chunk, -(-size // threads)))
         parts = [pop.part(population, start, stop) for start, stop in chunks]
-        if threads == 1 or len(parts) == 1:
-            results = [evaluate(part) for part in parts]
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                results = list(pool.map(evaluate, parts))
+        results = _in_threads(evaluate, [(part,) for part in parts])
         losses, settled = (np.concatenate(each) for each in zip(*results, strict=True))
         return torch.from_numpy(losses), torch.from_numpy(settled)
 
@@ -148,6 +179,18 @@ class FusedMLPEvaluator:
         widening = 16 / per_group if self.tables and self._thresholds else 1.0
         held = sum(rows * columns for rows, columns in self.model.shapes.values()) * widening
         return int(min(_CHUNK_MEMBERS, max(1, _CHUNK_FLOATS // (held + 512))))
+
+    @property
+    def _sizes(self) -> tuple[int, int, int, int]:
+        model = self.model
+        return model.num_inputs or model.num_dim, model.num_dim, model.depth, model.num_outputs
+
+    @property
+    def _quantizer(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Thresholds as float32 and as float64, and levels."""
+        activation = self.model.activation_function
+        edges = np.array(activation.thresholds or (0.0,))
+        return edges.astype(np.float32), edges, np.array(activation.levels or (0.0, 1.0))
 
     @property
     def _thresholds(self) -> int:
@@ -162,17 +205,23 @@ class FusedMLPEvaluator:
     def _call(
         self, kind: int, weights: np.ndarray, exact: np.ndarray, outputs: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        activation, model = self.model.activation_function, self.model
-        edges = np.array(activation.thresholds or (0.0,))
-        levels = np.array(activation.levels or (0.0, 1.0))
-        sizes = (model.num_inputs or model.num_dim, model.num_dim, model.depth, model.num_outputs)
         out, settled = np.zeros(len(weights)), np.zeros(len(weights), np.int64)
-        kernel.compiled(self._thresholds, int(self.tables and self._thresholds > 0))(
-            *self._batch, weights, exact.astype(np.float64), sizes, model.weight == "binary",
-            edges.astype(np.float32), edges, levels, kind, len(self.inputs), out, settled,
+        compiled = kernel.compiled(self._thresholds, int(self.tables and self._thresholds > 0))
+        compiled.evaluate(
+            *self._batch, weights, exact.astype(np.float64), self._sizes,
+            self.model.weight == "binary", *self._quantizer, kind, len(self.inputs), out, settled,
             np.empty((0, 0, 0)) if outputs is None else outputs,
         )  # fmt: skip
         return out * self._scale, settled
+
+
+def _in_threads(function: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """``function(*each)`` for all arguments, on as many threads as torch may use."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(arguments) == 1:
+        return [function(*each) for each in arguments]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda each: function(*each), arguments))
 
 
 def _blocked(tensor: Tensor, dtype: Any) -> np.ndarray:

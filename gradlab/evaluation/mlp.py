@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gradlab._registry import unknown
+from gradlab.evaluation import coordinates
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp_tensors import TensorMLPEvaluator, all_bounded
 from gradlab.evaluation.population import Params, Population
@@ -145,6 +146,19 @@ class MLPEvaluator:
             alone = pop.part(population, member, member + 1)
             decreases[member] = self._tensors.decreases(params, alone)[0]
         return decreases
+
+    def coordinate_differences(self, params: Params, epsilon: float) -> Params:
+        """Loss differences over ±epsilon of every weight, float64, by sparse flips.
+
+        See :mod:`gradlab.evaluation.coordinates`.
+        """
+        quantized = self.model.activation_function.thresholds is not None
+        finite = all(all_bounded(w) for w in params.values())
+        if self._why_tensors is None and quantized and finite:
+            return self._fused.coordinate_differences(params, epsilon)
+        return coordinates.mlp_differences(
+            self.model, self.inputs, self.targets, params, epsilon, self.loss
+        )
 
     def settled(self, population: Population) -> Tensor:
         """How many pre-activations of each member were decided in float64, ``(P,)`` int64.

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from gradlab.binary.activations import Activation
-from gradlab.evaluation import coordinates
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp import MLPEvaluator
 from gradlab.evaluation.population import Params, Population
@@ -155,4 +154,4 @@ class TeacherStudent:
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         """Loss differences over ±epsilon of every weight, float64, by sparse flips."""
         check_params(params, self._shapes)
-        return coordinates.mlp_differences(self.model, self.inputs, self.targets, params, epsilon)
+        return self._evaluator.coordinate_differences(params, epsilon)
