@@ -15,16 +15,14 @@ import numpy as np
 from numba import njit
 
 from gradlab.evaluation import _mlp_kernel as kernel
-from gradlab.evaluation._mlp_kernel import (
-    _DIGEST,
-    _aligned32,
-    _aligned32i,
-    _aligned64,
-    _cross_entropy,
-    _tile_rows,
-    _tile_width,
-    pack,
+from gradlab.evaluation._kernel_parts import (
+    DIGEST,
+    aligned32,
+    aligned32i,
+    aligned64,
+    cross_entropy,
 )
+from gradlab.evaluation._mlp_kernel import _tile_rows, _tile_width, pack
 from gradlab.evaluation._tiles import BLOCK, pointer, value_tile
 
 
@@ -54,7 +52,7 @@ def _transpose(values, rows, width, out):
 @functools.cache
 def compiled(thresholds, tables):
     """Sums of loss differences for activations of so many thresholds."""
-    digest = _DIGEST
+    digest = DIGEST
     functions = kernel.compiled(thresholds, tables)
     hidden_layers, prepare = functions.hidden_layers, functions.prepare
     outputs_of_codes, outputs_of_values = functions.outputs_of_codes, functions.outputs_of_values
@@ -151,7 +149,7 @@ def compiled(thresholds, tables):
             change = 0.0
             if entropy:
                 label = labels[block, lane]
-                change = _cross_entropy(pointer(y), label, index, width) - base_losses[lane]
+                change = cross_entropy(pointer(y), label, index, width) - base_losses[lane]
             else:
                 for j in range(width):
                     after, before = y[j * BLOCK + index], base[j * BLOCK + lane]
@@ -180,14 +178,14 @@ def compiled(thresholds, tables):
         groups = (rows + (4 // bits) - 1) // (4 // bits)
         stride = rows * groups * 16 if tables else rows * rows
         held = columns * rows + (depth - 1) * stride
-        packed = _aligned32(held).reshape(1, held)
+        packed = aligned32(held).reshape(1, held)
         head_size = width * groups * 16 if tables else 1
-        head = _aligned64(head_size).reshape(1, head_size)
+        head = aligned64(head_size).reshape(1, head_size)
         radius = np.empty((1, depth), np.float32)
         prepare(weights, exact, sizes, binary, levels, packed, head, radius)
         # Plain weights for the forward pass, and their columns for the corrections.
-        plain = _aligned32(columns * rows + (depth - 1) * rows * rows)
-        turned = _aligned32(max(1, depth - 1) * rows * padded)
+        plain = aligned32(columns * rows + (depth - 1) * rows * rows)
+        turned = aligned32(max(1, depth - 1) * rows * padded)
         begin = 0
         for layer in range(depth):
             size = rows * (columns if layer == 0 else rows)
@@ -198,14 +196,14 @@ def compiled(thresholds, tables):
                     turned[place] = weights[0, begin + row * rows + k]
             begin += size
         output_at = begin
-        z = _aligned32(depth * rows * BLOCK).reshape(depth, rows * BLOCK)
-        values = _aligned32(depth * rows * BLOCK).reshape(depth, rows * BLOCK)
-        z_rows = _aligned32(depth * BLOCK * padded).reshape(depth, BLOCK * padded)
-        x_rows = _aligned32(depth * BLOCK * padded).reshape(depth, BLOCK * padded)
+        z = aligned32(depth * rows * BLOCK).reshape(depth, rows * BLOCK)
+        values = aligned32(depth * rows * BLOCK).reshape(depth, rows * BLOCK)
+        z_rows = aligned32(depth * BLOCK * padded).reshape(depth, BLOCK * padded)
+        x_rows = aligned32(depth * BLOCK * padded).reshape(depth, BLOCK * padded)
         half = ((rows * bits + 31) // 32) * BLOCK if tables else rows * BLOCK
-        codes = _aligned32i(2 * half if tables else 1)
-        hidden = _aligned32(1 if tables else 2 * half)
-        floats = _aligned32(2 * 1024).reshape(2, 1024)
+        codes = aligned32i(2 * half if tables else 1)
+        hidden = aligned32(1 if tables else 2 * half)
+        floats = aligned32(2 * 1024).reshape(2, 1024)
         floats[0] = 1.0
         hits = np.empty(1024, np.int64)
         y, base = np.empty(width * BLOCK), np.empty(width * BLOCK)
@@ -243,7 +241,7 @@ def compiled(thresholds, tables):
                 pointer(exact), output_at, pointer(values[depth - 1]), 0, rows, width, pointer(base)
             )
             for lane in range(here if entropy else 0):
-                base_losses[lane] = _cross_entropy(pointer(base), labels[block, lane], lane, width)
+                base_losses[lane] = cross_entropy(pointer(base), labels[block, lane], lane, width)
             if first_neuron == 0:
                 last_values = pointer(values[depth - 1])
                 if entropy:

@@ -12,14 +12,12 @@ one that exact arithmetic would give (up to float64's own rounding).
 from __future__ import annotations
 
 import functools
-import hashlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from gradlab.evaluation import _tiles
+from gradlab.evaluation._kernel_parts import DIGEST, account, aligned32, aligned32i, aligned64
 from gradlab.evaluation._tiles import (
     BLOCK,
     LANES,
@@ -27,18 +25,12 @@ from gradlab.evaluation._tiles import (
     code_tile,
     output_tile,
     pointer,
-    squared_decrease,
-    squared_error,
     value_tile,
 )
 
-SQUARED_ERROR, CROSS_ENTROPY, OUTPUTS, SQUARED_DECREASE, ENTROPY_DECREASE = range(5)
 # Half a unit in the last place of float32.
 ROUNDING = 2.0**-24
 
-# Numba's cache notices a change in a function's own file alone; the digest, a constant of every
-# kernel, makes a change in the tiles count as one.
-_DIGEST = hashlib.sha256(Path(_tiles.__file__).read_bytes()).hexdigest()[:16]
 (_R0, _V0), (_R1, _V1), (_R2, _V2), (_R3, _V3) = ((SHAPES[0],) * (4 - len(SHAPES))) + SHAPES
 
 
@@ -65,28 +57,6 @@ def _tile_width(height):
     if height == _R2:
         return _V2 * LANES
     return _V3 * LANES
-
-
-@njit(nogil=True, cache=True)
-def _aligned32(size):
-    """Float32 zeros at the start of a cache line, which vectors then never straddle."""
-    whole = np.zeros(size + 16, np.float32)
-    skip = (-whole.ctypes.data % 64) // 4
-    return whole[skip : skip + size]
-
-
-@njit(nogil=True, cache=True)
-def _aligned32i(size):
-    whole = np.zeros(size + 16, np.int32)
-    skip = (-whole.ctypes.data % 64) // 4
-    return whole[skip : skip + size]
-
-
-@njit(nogil=True, cache=True)
-def _aligned64(size):
-    whole = np.zeros(size + 8, np.float64)
-    skip = (-whole.ctypes.data % 64) // 8
-    return whole[skip : skip + size]
 
 
 @njit(nogil=True, cache=True)
@@ -200,17 +170,6 @@ def _set_code(codes, codes_at, row, lane, bits, code):
     codes[at] = np.int32((word & ~mask) | (np.uint32(code) << np.uint32(shift)))
 
 
-@njit(nogil=True, cache=True)
-def _cross_entropy(y, label, lane, outputs):
-    largest = y[lane]
-    for j in range(1, outputs):
-        largest = max(largest, y[j * BLOCK + lane])
-    total = 0.0
-    for j in range(outputs):
-        total += np.exp(y[j * BLOCK + lane] - largest)
-    return np.log(total) + (largest - y[label * BLOCK + lane])
-
-
 class Compiled(NamedTuple):
     """What is compiled for one number of thresholds, with or without tables of codes."""
 
@@ -227,7 +186,7 @@ def compiled(thresholds, tables):
 
     Compiled when first called, then cached on disk.
     """
-    digest = _DIGEST
+    digest = DIGEST
     bits = 1 if thresholds == 1 else 2
     together = 4 // bits
 
@@ -416,6 +375,7 @@ def compiled(thresholds, tables):
         ones, scratch = pointer(floats[0]), pointer(floats[1])
         y, origin = pointer(doubles[0]), pointer(doubles[1])
         x, goals, lengths = pointer(inputs), pointer(targets), pointer(norms)
+        answers, results = pointer(labels), pointer(outputs)
         flat_codes, flat_hidden, flat_packed = pointer(codes), pointer(hidden), pointer(packed)
         flat_exact, flat_head, flat_every = pointer(exact), pointer(head), pointer(every)
         flat_radius, near = pointer(radius), pointer(hits)
@@ -437,7 +397,6 @@ def compiled(thresholds, tables):
                         every[member, j, start + lane] = y[j * BLOCK + lane]
         for block in range(blocks):
             here = min(BLOCK, examples - block * BLOCK)
-            place = block * width * BLOCK
             for member in range(members):
                 exact_at, packed_at = member * exact.shape[1], member * packed.shape[1]
                 found = value_layer(
@@ -466,28 +425,9 @@ def compiled(thresholds, tables):
                             flat_exact, exact_at + output_at, flat_hidden, at, rows, width, y
                         )
                 settled[member] += found
-                for j in range(width):
-                    for lane in range(here, BLOCK):
-                        y[j * BLOCK + lane] = 0.0
-                if kind == SQUARED_ERROR:
-                    out[member] += squared_error(y, goals, place, width * BLOCK)
-                elif kind == CROSS_ENTROPY:
-                    for lane in range(here):
-                        out[member] += _cross_entropy(y, labels[block, lane], lane, width)
-                elif kind == OUTPUTS:
-                    for j in range(width):
-                        for lane in range(here):
-                            outputs[member, block * BLOCK + lane, j] = y[j * BLOCK + lane]
-                elif member == 0:
-                    for index in range(width * BLOCK):
-                        origin[index] = y[index]
-                elif kind == SQUARED_DECREASE:
-                    out[member] += squared_decrease(origin, y, goals, place, width * BLOCK)
-                else:
-                    for lane in range(here):
-                        label = labels[block, lane]
-                        out[member] += _cross_entropy(origin, label, lane, width)
-                        out[member] -= _cross_entropy(y, label, lane, width)
+                out[member] += account(
+                    kind, member, y, origin, goals, answers, results, width, block, here, examples
+                )
 
     @njit(nogil=True, cache=True)
     def evaluate(
@@ -507,16 +447,16 @@ def compiled(thresholds, tables):
         columns, rows, depth, width = sizes
         groups = (rows + together - 1) // together
         held = columns * rows + (depth - 1) * (rows * groups * 16 if tables else rows * rows)
-        packed = _aligned32(members * held).reshape(members, held)
+        packed = aligned32(members * held).reshape(members, held)
         head_size = width * groups * 16 if tables else 1
-        head = _aligned64(members * head_size).reshape(members, head_size)
+        head = aligned64(members * head_size).reshape(members, head_size)
         radius = np.empty((members, depth), np.float32)
         prepare(weights, exact, sizes, binary, levels, packed, head, radius)
-        codes = _aligned32i(2 * ((rows * bits + 31) // 32) * BLOCK)
-        hidden = _aligned32(1 if tables else 2 * rows * BLOCK)
-        floats = _aligned32(2 * 1024).reshape(2, 1024)
+        codes = aligned32i(2 * ((rows * bits + 31) // 32) * BLOCK)
+        hidden = aligned32(1 if tables else 2 * rows * BLOCK)
+        floats = aligned32(2 * 1024).reshape(2, 1024)
         floats[0] = 1.0
-        doubles = _aligned64(2 * width * BLOCK).reshape(2, width * BLOCK)
+        doubles = aligned64(2 * width * BLOCK).reshape(2, width * BLOCK)
         few = tables and depth > 0 and rows * bits <= 8
         number = max(2 ** (rows * bits), BLOCK) if few else 0
         every = np.empty((members, width, number))

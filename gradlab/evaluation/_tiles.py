@@ -203,7 +203,8 @@ def _shift_in_sign(builder, word, z):
     """
     integers = word.type
     shift = _declare(builder, f"llvm.fshl.v{LANES}i32", integers, [integers] * 3)
-    return builder.call(shift, [word, builder.bitcast(z, integers), _constant(integers, 1)])
+    bits = z if z.type == integers else builder.bitcast(z, integers)
+    return builder.call(shift, [word, bits, _constant(integers, 1)])
 
 
 def _multiply_accumulate(builder, shape, weights, weights_at, inputs, inputs_at, depth):
@@ -402,19 +403,84 @@ def output_tile(typing, tables, tables_at, inputs, inputs_at, groups, out, out_a
     return signature, emit
 
 
-@intrinsic(prefer_literal=True)
-def count_tile(
-    typing, rows, words, weights, weights_at, inputs, inputs_at, half, codes, codes_at, shift
-):
-    """A binary layer with binary inputs, to codes, for one vector of examples.
+EXAMPLES = 8
+"""Examples of an input tile."""
 
-    ``weights`` holds ``(rows, words)`` 32-bit words of signs; a neuron is on where at most ``half``
-    of its inputs differ from its weights.
+
+@intrinsic(prefer_literal=True)
+def input_tile(
+    typing, vectors, tables, tables_at, groups, words, words_at, stride, reach, valid, scratch, out,
+    out_at,
+):  # fmt: skip
+    """A first layer of ±1 weights for eight examples and one or two times sixteen neurons.
+
+    tables ``(groups, 8, 16)``: for each group of four inputs of an example all sixteen signed sums;
+    words ``(groups / 8, stride)`` 32-bit words of a neuron's signs. Writes the signs of an example,
+    those among ``valid``, as one 32-bit word; says whether a sum is within reach of zero.
     """
-    height, width = rows.literal_value, words.literal_value
+    number = vectors.literal_value
+    signature = types.int64(
+        vectors, tables, types.int64, types.int64, words, types.int64, types.int64, types.float32,
+        types.int32, scratch, out, types.int64,
+    )  # fmt: skip
+
+    def emit(context, builder, signature, values):
+        a = values
+        vector, integers = _vector(_F32), _vector(_I32)
+        permute = _declare(builder, "llvm.x86.avx512.permvar.sf.512", vector, [vector, integers])
+
+        def step(g, sums):
+            word = builder.add(a[5], builder.mul(builder.lshr(g, _index(3)), a[6]))
+            shift = builder.shl(builder.and_(g, _index(7)), _index(2))
+            shift = _splat(builder, builder.trunc(shift, _I32))
+            nibbles = []
+            for v in range(number):
+                loaded = _load(builder, a[4], builder.add(word, _index(LANES * v)), integers)
+                nibbles.append(builder.lshr(loaded, shift))
+            row = builder.add(a[2], builder.mul(g, _index(16 * EXAMPLES)))
+            first = builder.gep(a[1], [row])
+            out = []
+            for example in range(EXAMPLES):
+                table = _load(builder, first, _index(16 * example), vector)
+                for v in range(number):
+                    found = builder.call(permute, [table, nibbles[v]])
+                    out.append(builder.fadd(sums[example * number + v], found))
+            return out
+
+        zero = _constant(vector, 0.0)
+        sums = _loop(builder, a[3], [zero] * (EXAMPLES * number), step)
+        nearest = _constant(vector, float("inf"))
+        for example in range(EXAMPLES):
+            word = None
+            for v in range(number):
+                z = sums[example * number + v]
+                nearest = _smaller_magnitude(builder, nearest, z)
+                signs = builder.bitcast(builder.fcmp_ordered(">=", z, zero), _I16)
+                signs = builder.zext(signs, _I32)
+                word = signs if v == 0 else builder.or_(word, builder.shl(signs, _I32(16)))
+            place = builder.add(a[11], _index(example))
+            builder.store(builder.and_(word, a[8]), builder.gep(a[10], [place]))
+        close = builder.fcmp_ordered("<=", nearest, _splat(builder, a[7]))
+        near = builder.icmp_unsigned("!=", builder.bitcast(close, _I16), _I16(0))
+        with builder.if_then(near, likely=False):
+            for index, z in enumerate(sums):
+                _store(builder, z, a[9], _index(LANES * index))
+        return builder.zext(near, _I64)
+
+    return signature, emit
+
+
+@intrinsic(prefer_literal=True)
+def count_tile(typing, words, weights, weights_at, rows, inputs, inputs_at, least, out, out_at):
+    """Up to 32 binary neurons with binary inputs, for one vector of examples: one word of codes.
+
+    weights ``(rows, words)`` 32-bit words of signs; inputs ``(words, 128)``. A neuron is on where
+    at most ``-least - 1`` of its inputs differ from its weights.
+    """
+    width = words.literal_value
     signature = types.void(
-        rows, words, weights, types.int64, inputs, types.int64, types.int32, codes, types.int64,
-        types.int32,
+        words, weights, types.int64, types.int64, inputs, types.int64, types.int32, out,
+        types.int64,
     )  # fmt: skip
 
     def emit(context, builder, signature, values):
@@ -425,20 +491,20 @@ def count_tile(
             _load(builder, a[4], builder.add(a[5], _index(BLOCK * w)), integers)
             for w in range(width)
         ]
-        most = _splat(builder, a[6])
-        word = _constant(integers, 0)
-        for r in range(height):
-            differing = None
+        start = _splat(builder, a[6])
+        top = builder.sub(a[3], _index(1))
+
+        def step(k, state):
+            at = builder.add(a[2], builder.mul(builder.sub(top, k), _index(width)))
+            differing = start
             for w in range(width):
-                at = builder.add(a[3], _index(r * width + w))
-                weight = _splat(builder, builder.load(builder.gep(a[2], [at])))
-                found = builder.call(ones, [builder.xor(x[w], weight)])
-                differing = found if differing is None else builder.add(differing, found)
-            on = builder.icmp_signed("<=", differing, most)
-            bit = builder.select(on, _constant(integers, 1 << r), _constant(integers, 0))
-            word = builder.or_(word, bit)
-        word = builder.shl(word, _splat(builder, a[9]))
-        word = builder.or_(word, _load(builder, a[7], a[8], integers))
+                weight = builder.load(builder.gep(a[1], [builder.add(at, _index(w))]))
+                different = builder.xor(x[w], _splat(builder, weight))
+                differing = builder.add(differing, builder.call(ones, [different]))
+            # Negative is on; the last row comes first, so that row 0 ends at bit 0.
+            return [_shift_in_sign(builder, state[0], differing)]
+
+        (word,) = _loop(builder, a[3], [_constant(integers, 0)], step)
         _store(builder, word, a[7], a[8])
         return context.get_dummy_value()
 

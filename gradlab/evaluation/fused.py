@@ -7,6 +7,8 @@ block, so activations stay in the first-level cache. What is done there depends 
 - a later layer sees few levels, so four bits of input code choose among sixteen sums of weights
   held in a vector register: one permutation and one addition for four multiply-adds, exact (with
   AVX-512; elsewhere the register-tiled product again);
+- binary weights: the first layer looks up signed sums of four inputs, which all members share, and
+  later layers count differing bits;
 - up to eight bits of code (num_dim ≤ 8 for the sign): all layers behind the first are a table with
   an entry for every code, made once per member;
 - the output layer, the errors and their sums are float64.
@@ -27,7 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradlab.evaluation import _bit_kernel as bit_kernel
 from gradlab.evaluation import _coordinate_kernel as coordinate_kernel
+from gradlab.evaluation import _kernel_parts as parts
 from gradlab.evaluation import _mlp_kernel as kernel
 from gradlab.evaluation import coordinates
 from gradlab.evaluation import population as pop
@@ -40,6 +44,8 @@ from gradlab.models.mlp import BinarizedMLP
 # cache, for they are read again for every block.
 _CHUNK_FLOATS = 2**17
 _CHUNK_MEMBERS = 1024
+# Members of bits: many, for they share the sums of inputs.
+_BIT_MEMBERS = 128
 
 
 def describe() -> str:
@@ -63,6 +69,7 @@ class FusedMLPEvaluator:
         targets: ``(B, num_outputs)`` float32, or labels ``(B,)`` int64 for cross-entropy.
         loss: "mse" or "cross_entropy".
         tables: whether to use look-up tables, where the processor has them.
+        bits: whether to count bits where weights and activations are binary, which needs tables.
     """
 
     model: BinarizedMLP
@@ -70,6 +77,7 @@ class FusedMLPEvaluator:
     targets: Tensor
     loss: str = "mse"
     tables: bool = HAS_TABLES
+    bits: bool = True
     _batch: tuple[Any, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +103,7 @@ class FusedMLPEvaluator:
         member = {name: tensor[None] for name, tensor in params.items()}
         weights = self._effective(_flat(member))
         outputs = np.empty((1, len(self.inputs), self.model.num_outputs))
-        self._call(kernel.OUTPUTS, weights, weights, outputs)
+        self._call(parts.OUTPUTS, weights, weights, outputs)
         return torch.from_numpy(outputs[0]).float()
 
     def losses(self, population: Population) -> tuple[Tensor, Tensor]:
@@ -103,7 +111,7 @@ class FusedMLPEvaluator:
 
         Where the latter is -1 the member is not finite, and its loss means nothing.
         """
-        kind = kernel.SQUARED_ERROR if self.loss == "mse" else kernel.CROSS_ENTROPY
+        kind = parts.SQUARED_ERROR if self.loss == "mse" else parts.CROSS_ENTROPY
 
         def evaluate(part: Population) -> tuple[np.ndarray, np.ndarray]:
             weights = _flat(pop.members(part))
@@ -120,7 +128,7 @@ class FusedMLPEvaluator:
         The members of a line are taken as exact: origin - step · direction in float64. Also returns
         what :meth:`losses` does.
         """
-        kind = kernel.SQUARED_DECREASE if self.loss == "mse" else kernel.ENTROPY_DECREASE
+        kind = parts.SQUARED_DECREASE if self.loss == "mse" else parts.ENTROPY_DECREASE
         origin = _flat({name: tensor[None].double() for name, tensor in params.items()})
 
         def evaluate(part: Population) -> tuple[np.ndarray, np.ndarray]:
@@ -167,18 +175,26 @@ class FusedMLPEvaluator:
     def _over_chunks(self, population: Population, evaluate: Any) -> tuple[Tensor, Tensor]:
         size, threads = pop.size(population), torch.get_num_threads()
         chunks = pop.chunks(size, min(self._chunk, -(-size // threads)))
-        parts = [pop.part(population, start, stop) for start, stop in chunks]
-        results = _in_threads(evaluate, [(part,) for part in parts])
+        pieces = [(pop.part(population, start, stop),) for start, stop in chunks]
+        results = _in_threads(evaluate, pieces)
         losses, settled = (np.concatenate(each) for each in zip(*results, strict=True))
         return torch.from_numpy(losses), torch.from_numpy(settled)
 
     @property
     def _chunk(self) -> int:
         """Members of a chunk: a pure function of the shapes."""
+        if self._by_bits:
+            return _BIT_MEMBERS
         per_group = 4 if self._thresholds == 1 else 2
         widening = 16 / per_group if self.tables and self._thresholds else 1.0
         held = sum(rows * columns for rows, columns in self.model.shapes.values()) * widening
         return int(min(_CHUNK_MEMBERS, max(1, _CHUNK_FLOATS // (held + 512))))
+
+    @property
+    def _by_bits(self) -> bool:
+        """Whether weights and activations are both bits, and too many for a table of all codes."""
+        binary = self.model.weight == "binary" and self.model.activation == "binary"
+        return self.tables and self.bits and binary and 8 < self.model.num_dim <= 128
 
     @property
     def _sizes(self) -> tuple[int, int, int, int]:
@@ -206,8 +222,12 @@ class FusedMLPEvaluator:
         self, kind: int, weights: np.ndarray, exact: np.ndarray, outputs: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         out, settled = np.zeros(len(weights)), np.zeros(len(weights), np.int64)
-        compiled = kernel.compiled(self._thresholds, int(self.tables and self._thresholds > 0))
-        compiled.evaluate(
+        if self._by_bits:
+            evaluate = bit_kernel.compiled()
+        else:
+            tables = int(self.tables and self._thresholds > 0)
+            evaluate = kernel.compiled(self._thresholds, tables).evaluate
+        evaluate(
             *self._batch, weights, exact.astype(np.float64), self._sizes,
             self.model.weight == "binary", *self._quantizer, kind, len(self.inputs), out, settled,
             np.empty((0, 0, 0)) if outputs is None else outputs,
