@@ -76,9 +76,12 @@ class NES:
         fitness: "raw", "centered", "z_score", "centered_rank" or "utilities".
         antithetic: members come in mirrored pairs.
         ridge: for the empirical Fisher, in units of the true Fisher information.
+        rounded: members are rounded to bfloat16; the gradient still averages the noise before
+            rounding, so it is biased by some thousandths of sigma.
 
     Raises:
-        ValueError: an option out of range, or an antithetic population that is not even.
+        ValueError: an option out of range, an antithetic population that is not even, or, when
+            estimating, rounding by more than a hundredth of sigma.
     """
 
     population: int | Sequence[int] = 500
@@ -88,6 +91,7 @@ class NES:
     fitness: str = "centered"
     antithetic: bool = True
     ridge: float = 0.0
+    rounded: bool = False
 
     def __post_init__(self) -> None:
         above_zero("sigma", self.sigma)
@@ -95,6 +99,7 @@ class NES:
         one_of("sigma_gradient", self.sigma_gradient, SIGMA_GRADIENTS)
         one_of("fitness", self.fitness, FITNESS)
         true_or_false("antithetic", self.antithetic)
+        true_or_false("rounded", self.rounded)
         if self.ridge != 0:
             above_zero("ridge", self.ridge)
         for size in self.sizes:
@@ -142,7 +147,13 @@ class NES:
         params = require_finite(params)
         key = draw_key(generator)
         whole = GaussianPopulation(
-            params, float(self.sigma), key, 0, self.sizes[-1], antithetic=self.antithetic
+            params,
+            float(self.sigma),
+            key,
+            0,
+            self.sizes[-1],
+            antithetic=self.antithetic,
+            rounded=self.rounded,
         )
         losses = objective.losses(whole)
         weights = torch.stack([row for size in self.sizes for row in self._weights(losses, size)])
@@ -221,6 +232,7 @@ class NES:
         text += "" if self.gradient == "plain" else f" {self.gradient.replace('_', ' ')}"
         text += "" if self.fitness == "centered" else f" {self.fitness.replace('_', ' ')}"
         text += "" if self.ridge == 0 else f" ridge={self.ridge:g}"
+        text += " rounded" if self.rounded else ""
         return text + ("" if self.antithetic else " not antithetic")
 
 

@@ -167,8 +167,8 @@ def compiled():
 
     @njit(nogil=True, cache=True)
     def evaluate(
-        inputs, norms, targets, labels, weights, exact, sizes, binary, edges, exact_edges,
-        levels, kind, examples, out, settled, outputs,
+        inputs, norms, targets, labels, factors, front, weights, exact, sizes, binary, edges,
+        exact_edges, levels, kind, examples, out, settled, outputs,
     ):  # fmt: skip
         if not digest:
             return

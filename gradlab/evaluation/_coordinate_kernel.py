@@ -177,12 +177,13 @@ def compiled(thresholds, tables):
         padded = ups.shape[2]
         groups = (rows + (4 // bits) - 1) // (4 // bits)
         stride = rows * groups * 16 if tables else rows * rows
-        held = columns * rows + (depth - 1) * stride
+        held = max(1, (depth - 1) * stride)
         packed = aligned32(held).reshape(1, held)
+        front = aligned32(columns * rows).reshape(1, columns * rows)
         head_size = width * groups * 16 if tables else 1
         head = aligned64(head_size).reshape(1, head_size)
         radius = np.empty((1, depth), np.float32)
-        prepare(weights, exact, sizes, binary, levels, packed, head, radius)
+        prepare(weights, exact, sizes, binary, levels, front, packed, head, radius)
         # Plain weights for the forward pass, and their columns for the corrections.
         plain = aligned32(columns * rows + (depth - 1) * rows * rows)
         turned = aligned32(max(1, depth - 1) * rows * padded)

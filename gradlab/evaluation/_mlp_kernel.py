@@ -20,6 +20,9 @@ from numba import njit
 from gradlab.evaluation._kernel_parts import DIGEST, account, aligned32, aligned32i, aligned64
 from gradlab.evaluation._tiles import (
     BLOCK,
+    FROM_CODES,
+    FROM_PAIRS,
+    FROM_VALUES,
     LANES,
     SHAPES,
     code_tile,
@@ -68,6 +71,24 @@ def pack(weights, rows, columns, out):
         for k in range(columns):
             for r in range(height):
                 out[row * columns + k * height + r] = weights[(row + r) * columns + k]
+        row += height
+
+
+@njit(nogil=True, cache=True)
+def pack_pairs(weights, rows, columns, out):
+    """The same as pairs of bfloat16 in 32-bit words; the weights are representable."""
+    bits = weights.view(np.uint32)
+    steps = (columns + 1) // 2
+    row = 0
+    while row < rows:
+        height = _tile_rows(row, rows)
+        for k in range(steps):
+            for r in range(height):
+                at = (row + r) * columns + 2 * k
+                word = bits[at] >> np.uint32(16)
+                if 2 * k + 1 < columns:
+                    word |= bits[at + 1] & np.uint32(0xFFFF0000)
+                out[row * steps + k * height + r] = np.int32(word)
         row += height
 
 
@@ -181,36 +202,42 @@ class Compiled(NamedTuple):
 
 
 @functools.cache
-def compiled(thresholds, tables):
+def compiled(thresholds, tables, pairs=0):
     """The functions for activations of so many thresholds, with or without tables of codes.
 
-    Compiled when first called, then cached on disk.
+    With ``pairs`` the first layer multiplies bfloat16. Compiled when first called, then cached on
+    disk.
     """
     digest = DIGEST
     bits = 1 if thresholds == 1 else 2
     together = 4 // bits
+    source = FROM_PAIRS if pairs else FROM_VALUES
 
     @njit(nogil=True, cache=True)
     def value_layer(
-        packed, packed_at, weights, weights_at, inputs, inputs_at, columns, rows, edges,
-        exact_edges, levels, radius, norms, norms_at, scratch, hits, codes, hidden, out_at,
+        packed, packed_at, factors, factors_at, steps, weights, weights_at, inputs, inputs_at,
+        columns, rows, edges, exact_edges, levels, radius, norms, norms_at, scratch, hits, codes,
+        hidden, out_at,
     ):  # fmt: skip
-        """Values ``(columns, 128)`` to codes or to values; how many were settled."""
+        """Values ``(columns, 128)`` to codes or to values; how many were settled.
+
+        ``factors`` are the inputs as the tile takes them, in ``steps`` steps.
+        """
         settled, row = 0, 0
         while row < rows:
             height = _tile_rows(row, rows)
             width = _tile_width(height)
-            at = packed_at + row * columns
+            at = packed_at + row * steps
             for column in range(0, BLOCK, width):
                 if tables:
                     near = code_tile(
-                        thresholds, 0, height, packed, at, inputs, inputs_at + column, columns,
+                        thresholds, source, height, packed, at, factors, factors_at + column, steps,
                         edges, radius, norms, norms_at + column, scratch, codes,
                         out_at + (row * bits // 32) * BLOCK + column, np.int32((row * bits) % 32),
                     )  # fmt: skip
                 else:
                     near = value_tile(
-                        thresholds, height, packed, at, inputs, inputs_at + column, columns,
+                        thresholds, height, packed, at, factors, factors_at + column, steps,
                         edges, levels, radius, norms, norms_at + column, scratch, hidden,
                         out_at + row * BLOCK + column,
                     )  # fmt: skip
@@ -257,7 +284,7 @@ def compiled(thresholds, tables):
             at = table_at + row * groups * 16
             for column in range(0, BLOCK, width):
                 near = code_tile(
-                    thresholds, 1, height, table, at, codes, in_at + column, groups,
+                    thresholds, FROM_CODES, height, table, at, codes, in_at + column, groups,
                     edges, radius, norms, 0, scratch, codes,
                     out_at + (row * bits // 32) * BLOCK + column, np.int32((row * bits) % 32),
                 )  # fmt: skip
@@ -313,7 +340,7 @@ def compiled(thresholds, tables):
         columns, rows, depth, _ = sizes
         at, other, settled = 0, half, 0
         weights_at += columns * rows + (begin - 1) * rows * rows
-        packed_at += columns * rows + (begin - 1) * stride
+        packed_at += (begin - 1) * stride
         for layer in range(begin, depth):
             if tables:
                 settled += code_layer(
@@ -322,7 +349,8 @@ def compiled(thresholds, tables):
                 )  # fmt: skip
             else:
                 settled += value_layer(
-                    packed, packed_at, weights, weights_at, hidden, at, rows, rows, edges,
+                    packed, packed_at, hidden, at, rows, weights, weights_at, hidden, at, rows,
+                    rows, edges,
                     exact_edges, levels, radius[radius_at + layer], ones, 0, scratch, hits, codes,
                     hidden, other,
                 )  # fmt: skip
@@ -332,7 +360,7 @@ def compiled(thresholds, tables):
         return at, settled
 
     @njit(nogil=True, cache=True)
-    def prepare(weights, exact, sizes, binary, levels, packed, head, radius):
+    def prepare(weights, exact, sizes, binary, levels, front, packed, head, radius):
         """Weights in the order of the tiles, tables, and how far rounding reaches."""
         columns, rows, depth, width = sizes
         groups = (rows + together - 1) // together
@@ -341,12 +369,15 @@ def compiled(thresholds, tables):
         stride = rows * groups * 16 if tables else hidden_size
         for member in range(weights.shape[0]):
             w, here = weights[member], packed[member]
-            pack(w[:first], rows, columns, here[:first])
+            if pairs:
+                pack_pairs(w[:first], rows, columns, front[member])
+            else:
+                pack(w[:first], rows, columns, front[member])
             longest, _ = largest_norms(w[:first], rows, columns)
             radius[member, 0] = longest * np.float32((columns + 4) * ROUNDING)
             for layer in range(1, depth):
                 part = w[first + (layer - 1) * hidden_size :][:hidden_size]
-                room = here[first + (layer - 1) * stride :][:stride]
+                room = here[(layer - 1) * stride :][:stride]
                 _, magnitude = largest_norms(part, rows, rows)
                 magnitude *= np.float32(max(abs(levels[0]), abs(levels[-1])))
                 if tables:
@@ -362,8 +393,9 @@ def compiled(thresholds, tables):
 
     @njit(nogil=True, cache=True)
     def walk(
-        inputs, norms, targets, labels, exact, sizes, edges, exact_edges, levels, kind, examples,
-        out, settled, outputs, packed, head, radius, codes, hidden, floats, hits, doubles, every,
+        inputs, norms, targets, labels, factors, exact, sizes, edges, exact_edges, levels, kind,
+        examples, out, settled, outputs, front, packed, head, radius, codes, hidden, floats, hits,
+        doubles, every,
     ):  # fmt: skip
         """Every block of examples, every member, every layer."""
         blocks, members = norms.shape[0], exact.shape[0]
@@ -380,6 +412,7 @@ def compiled(thresholds, tables):
         flat_exact, flat_head, flat_every = pointer(exact), pointer(head), pointer(every)
         flat_radius, near = pointer(radius), pointer(hits)
         edge, exact_edge, level = pointer(edges), pointer(exact_edges), pointer(levels)
+        steps, flat_factors, flat_front = factors.shape[1], pointer(factors), pointer(front)
         number = every.shape[2]  # codes of a whole layer, where they are few; otherwise 0
         for member in range(members if number else 0):
             for start in range(0, number, BLOCK):
@@ -400,9 +433,10 @@ def compiled(thresholds, tables):
             for member in range(members):
                 exact_at, packed_at = member * exact.shape[1], member * packed.shape[1]
                 found = value_layer(
-                    flat_packed, packed_at, flat_exact, exact_at, x, block * columns * BLOCK,
-                    columns, rows, edge, exact_edge, level, radius[member, 0], lengths,
-                    block * BLOCK, scratch, near, flat_codes, flat_hidden, 0,
+                    flat_front, member * front.shape[1], flat_factors, block * steps * BLOCK, steps,
+                    flat_exact, exact_at, x, block * columns * BLOCK, columns, rows, edge,
+                    exact_edge, level, radius[member, 0], lengths, block * BLOCK, scratch, near,
+                    flat_codes, flat_hidden, 0,
                 )  # fmt: skip
                 if number:
                     for j in range(width):
@@ -431,27 +465,29 @@ def compiled(thresholds, tables):
 
     @njit(nogil=True, cache=True)
     def evaluate(
-        inputs, norms, targets, labels, weights, exact, sizes, binary, edges, exact_edges,
-        levels, kind, examples, out, settled, outputs,
+        inputs, norms, targets, labels, factors, front, weights, exact, sizes, binary, edges,
+        exact_edges, levels, kind, examples, out, settled, outputs,
     ):  # fmt: skip
         """Sums of losses of the members of one chunk; see :mod:`gradlab.evaluation.fused`.
 
         inputs ``(blocks, columns, 128)``, norms ``(blocks, 128)``, targets ``(blocks, m, 128)``
-        float64, labels ``(blocks, 128)``; weights ``(P, d)`` float32, what is evaluated fast, and
+        float64, labels ``(blocks, 128)``; factors are the inputs, or pairs of them as bfloat16
+        ``(blocks, columns / 2, 128)``, and front has room for the first layer's weights in the same
+        form, ``(P, …)``; weights ``(P, d)`` float32, what is evaluated fast, and
         exact ``(P, d)`` what it stands for; sizes (inputs, rows, depth, outputs); out and settled
         ``(P,)``; outputs ``(P, B, m)``.
         """
         if not digest:  # keeps the digest among what the cache compares
             return
         members = weights.shape[0]
-        columns, rows, depth, width = sizes
+        _, rows, depth, width = sizes
         groups = (rows + together - 1) // together
-        held = columns * rows + (depth - 1) * (rows * groups * 16 if tables else rows * rows)
+        held = max(1, (depth - 1) * (rows * groups * 16 if tables else rows * rows))
         packed = aligned32(members * held).reshape(members, held)
         head_size = width * groups * 16 if tables else 1
         head = aligned64(members * head_size).reshape(members, head_size)
         radius = np.empty((members, depth), np.float32)
-        prepare(weights, exact, sizes, binary, levels, packed, head, radius)
+        prepare(weights, exact, sizes, binary, levels, front, packed, head, radius)
         codes = aligned32i(2 * ((rows * bits + 31) // 32) * BLOCK)
         hidden = aligned32(1 if tables else 2 * rows * BLOCK)
         floats = aligned32(2 * 1024).reshape(2, 1024)
@@ -461,8 +497,8 @@ def compiled(thresholds, tables):
         number = max(2 ** (rows * bits), BLOCK) if few else 0
         every = np.empty((members, width, number))
         walk(
-            inputs, norms, targets, labels, exact, sizes, edges, exact_edges, levels, kind,
-            examples, out, settled, outputs, packed, head, radius, codes, hidden, floats,
+            inputs, norms, targets, labels, factors, exact, sizes, edges, exact_edges, levels, kind,
+            examples, out, settled, outputs, front, packed, head, radius, codes, hidden, floats,
             np.empty(1024, np.int64), doubles, every,
         )  # fmt: skip
 

@@ -231,6 +231,36 @@ def _multiply_accumulate(builder, shape, weights, weights_at, inputs, inputs_at,
     return _loop(builder, depth, [_constant(vector, 0.0)] * (rows * vectors), step)
 
 
+def _multiply_pairs(builder, shape, weights, weights_at, inputs, inputs_at, depth):
+    """The same sum of bfloat16 numbers, two of them in a 32-bit word: ``depth`` counts pairs.
+
+    Products are exact and the sum is float32.
+    """
+    rows, vectors = shape
+    vector, integers = _vector(_F32), _vector(_I32)
+    halves = ir.VectorType(_BFloat(), 2 * LANES)
+    product = _declare(
+        builder, "llvm.x86.avx512bf16.dpbf16ps.512", vector, [vector, halves, halves]
+    )
+
+    def step(k, sums):
+        at = builder.add(inputs_at, builder.mul(k, _index(BLOCK)))
+        row_at = builder.add(weights_at, builder.mul(k, _index(rows)))
+        x = []
+        for v in range(vectors):
+            loaded = _load(builder, inputs, builder.add(at, _index(LANES * v)), integers)
+            x.append(builder.bitcast(loaded, halves))
+        out = []
+        for r in range(rows):
+            pair = builder.load(builder.gep(weights, [builder.add(row_at, _index(r))]))
+            spread = builder.bitcast(_splat(builder, pair), halves)
+            for v in range(vectors):
+                out.append(builder.call(product, [sums[r * vectors + v], spread, x[v]]))
+        return out
+
+    return _loop(builder, depth, [_constant(vector, 0.0)] * (rows * vectors), step)
+
+
 def _look_up(builder, shape, tables, tables_at, codes, codes_at, groups):
     """Σ_g tables[g, row, nibble g of the code] by permutations of sixteen-entry tables."""
     rows, vectors = shape
@@ -293,21 +323,24 @@ def _for_shape(builder, height, emit):
     return phi
 
 
+FROM_VALUES, FROM_CODES, FROM_PAIRS = range(3)
+
+
 @intrinsic(prefer_literal=True)
 def code_tile(
-    typing, thresholds, from_codes, height,
+    typing, thresholds, source, height,
     weights, weights_at, inputs, inputs_at, depth,
     edges, radius, norms, norms_at, scratch, codes, codes_at, shift,
 ):  # fmt: skip
     """One tile of a layer, to codes; whether a pre-activation lies within reach of a threshold.
 
-    From values ``(depth, 128)`` with weights packed ``(depth, height)``, or from codes with tables
-    ``(depth, height, 16)`` where ``depth`` counts groups.
+    From values ``(depth, 128)`` with weights packed ``(depth, height)``, from pairs of bfloat16
+    likewise, or from codes with tables ``(depth, height, 16)`` where ``depth`` counts groups.
     """
     count = thresholds.literal_value
-    accumulate = _look_up if from_codes.literal_value else _multiply_accumulate
+    accumulate = (_multiply_accumulate, _look_up, _multiply_pairs)[source.literal_value]
     signature = types.int64(
-        thresholds, from_codes, types.int64, weights, types.int64, inputs, types.int64, types.int64,
+        thresholds, source, types.int64, weights, types.int64, inputs, types.int64, types.int64,
         edges, types.float32, norms, types.int64, scratch, codes, types.int64, types.int32,
     )  # fmt: skip
 

@@ -7,6 +7,8 @@ block, so activations stay in the first-level cache. What is done there depends 
 - a later layer sees few levels, so four bits of input code choose among sixteen sums of weights
   held in a vector register: one permutation and one addition for four multiply-adds, exact (with
   AVX-512; elsewhere the register-tiled product again);
+- inputs and weights that are bfloat16 numbers: the first layer multiplies them in pairs, exactly,
+  where the processor has units for it (rounded populations, see ``GaussianPopulation``);
 - binary weights: the first layer looks up signed sums of four inputs, which all members share, and
   later layers count differing bits;
 - up to eight bits of code (num_dim ≤ 8 for the sign): all layers behind the first are a table with
@@ -20,6 +22,8 @@ each other and of threads and chunks, bit for bit.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,7 +39,7 @@ from gradlab.evaluation import _kernel_parts as parts
 from gradlab.evaluation import _mlp_kernel as kernel
 from gradlab.evaluation import coordinates
 from gradlab.evaluation import population as pop
-from gradlab.evaluation._tiles import BLOCK, HAS_TABLES, LANES
+from gradlab.evaluation._tiles import BLOCK, HAS_BF16, HAS_TABLES, LANES
 from gradlab.evaluation.mlp_tensors import LARGE
 from gradlab.evaluation.population import LinePopulation, Params, Population
 from gradlab.models.mlp import BinarizedMLP
@@ -190,6 +194,19 @@ class FusedMLPEvaluator:
         held = sum(rows * columns for rows, columns in self.model.shapes.values()) * widening
         return int(min(_CHUNK_MEMBERS, max(1, _CHUNK_FLOATS // (held + 512))))
 
+    @functools.cached_property
+    def _pairs(self) -> Any:
+        """Pairs of inputs ``(blocks, columns / 2, 128)`` if all are bfloat16, otherwise None."""
+        inputs = self._batch[0]
+        if not (HAS_BF16 and _representable(inputs)):
+            return None
+        blocks, columns, _ = inputs.shape
+        out = _aligned((blocks, -(-columns // 2), BLOCK), np.int32)
+        words = inputs.view(np.uint32)
+        out.view(np.uint32)[:] = words[:, 0::2] >> 16
+        out.view(np.uint32)[:, : columns // 2] |= words[:, 1::2]
+        return out
+
     @property
     def _by_bits(self) -> bool:
         """Whether weights and activations are both bits, and too many for a table of all codes."""
@@ -222,13 +239,18 @@ class FusedMLPEvaluator:
         self, kind: int, weights: np.ndarray, exact: np.ndarray, outputs: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         out, settled = np.zeros(len(weights)), np.zeros(len(weights), np.int64)
+        inputs, rows = self._batch[0], self.model.num_dim
+        tables = int(self.tables and self._thresholds > 0)
+        first = weights[:, : rows * inputs.shape[1]]
+        pairs = tables and self._pairs is not None and _representable(first)
+        factors = self._pairs if pairs else inputs
+        front = _aligned((len(weights), rows * factors.shape[1]), factors.dtype)
         if self._by_bits:
             evaluate = bit_kernel.compiled()
         else:
-            tables = int(self.tables and self._thresholds > 0)
-            evaluate = kernel.compiled(self._thresholds, tables).evaluate
+            evaluate = kernel.compiled(self._thresholds, tables, int(pairs)).evaluate
         evaluate(
-            *self._batch, weights, exact.astype(np.float64), self._sizes,
+            *self._batch, factors, front, weights, exact.astype(np.float64), self._sizes,
             self.model.weight == "binary", *self._quantizer, kind, len(self.inputs), out, settled,
             np.empty((0, 0, 0)) if outputs is None else outputs,
         )  # fmt: skip
@@ -248,13 +270,24 @@ def _blocked(tensor: Tensor, dtype: Any) -> np.ndarray:
     """``(B, n)`` to ``(blocks, n, 128)``, padded with zeros, at the start of a cache line."""
     size, width = tensor.shape
     blocks = -(-size // BLOCK)
-    whole = np.zeros(blocks * width * BLOCK + 64, dtype)
-    skip = (-whole.ctypes.data % 64) // whole.itemsize
-    out = whole[skip : skip + blocks * width * BLOCK].reshape(blocks, width, BLOCK)
+    out = _aligned((blocks, width, BLOCK), dtype)
     for block in range(blocks):
         part = tensor[block * BLOCK : (block + 1) * BLOCK].numpy()
         out[block, :, : len(part)] = part.T
     return out
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros at the start of a cache line, which vectors then never straddle."""
+    size = math.prod(shape)
+    whole = np.zeros(size + 64, dtype)
+    skip = (-whole.ctypes.data % 64) // whole.itemsize
+    return whole[skip : skip + size].reshape(shape)
+
+
+def _representable(numbers: np.ndarray) -> bool:
+    """Whether float32 numbers are all bfloat16: their lower 16 bits are zero."""
+    return not (numbers.view(np.uint32) & np.uint32(0xFFFF)).any()
 
 
 def _finite(weights: np.ndarray) -> np.ndarray:

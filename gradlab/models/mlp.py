@@ -11,6 +11,7 @@ This is the network on which BinaryDuo (Kim et al. 2020, section 3) compares gra
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ def positive_integer(name: str, value: object) -> None:
     """Refuse anything but a whole number above zero, in one sentence."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}: give a whole number of at least 1.")
+
+
+@functools.cache
+def _activation(name: str) -> activations.Activation:
+    # looked up for every chunk of a population: reading the registry's signatures takes a while
+    return activations.create(name)
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class BinarizedMLP:
     @property
     def activation_function(self) -> activations.Activation:
         """The activation between the layers."""
-        return activations.create(self.activation)
+        return _activation(self.activation)
 
     def initial_params(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Weights drawn from U(±gain/√fan_in), float32, on the CPU."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradlab._registry import unknown
 from gradlab.binary.activations import Activation
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp import MLPEvaluator
@@ -21,6 +22,7 @@ from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import BinarizedMLP, positive_integer
 from gradlab.objectives.base import check_device, check_params, check_seed
 
+INPUT_PRECISIONS = ("float32", "bfloat16")
 _TEACHER, _INPUTS, _STUDENT = 0, 1, 2
 
 
@@ -42,6 +44,8 @@ class TeacherStudent:
         weight: "real" or "binary" (sign(w), without scale; the output layer stays real).
         gain: teacher and students start from U(±gain/√num_dim).
         device: where inputs, targets and new students live.
+        input_precision: "float32", or "bfloat16" for inputs that bfloat16 represents, so that
+            rounded populations multiply in bfloat16 without error.
 
     Attributes:
         inputs: ``(batch_size, num_dim)`` float32.
@@ -70,6 +74,7 @@ class TeacherStudent:
         weight: str = "real",
         gain: float = 1.0,
         device: str = "cpu",
+        input_precision: str = "float32",
     ) -> None:
         self.model = BinarizedMLP(num_dim, depth, activation, weight, gain)
         positive_integer("batch_size", batch_size)
@@ -80,7 +85,9 @@ class TeacherStudent:
         teacher = self.model.initial_params(_generator(seed, _TEACHER))
         self.teacher = {name: tensor.to(device) for name, tensor in teacher.items()}
         inputs = torch.randn(batch_size, num_dim, generator=_generator(seed, _INPUTS, batch))
-        self.inputs = inputs.to(device)
+        if input_precision not in INPUT_PRECISIONS:
+            raise ValueError(unknown("input_precision", input_precision, INPUT_PRECISIONS))
+        self.inputs = inputs.to(getattr(torch, input_precision)).float().to(device)
         self._shapes = {name: tensor.shape for name, tensor in self.teacher.items()}
         self._evaluator = MLPEvaluator(
             self.model, self.inputs, self.inputs.new_zeros(batch_size, 1)

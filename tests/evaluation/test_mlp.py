@@ -391,3 +391,35 @@ def test_a_step_that_overflows_leaves_the_others_as_exact_as_alone() -> None:
     alone = evaluator.decreases(origin, LinePopulation(origin, step, (1e-5, 0.1)))
     beside = evaluator.decreases(origin, LinePopulation(origin, step, (1e-5, 1e30, 0.1)))
     assert torch.equal(beside[[0, 2]], alone)
+
+
+@pytest.mark.parametrize("num_dim", [3, 8, 17, 40])
+@pytest.mark.parametrize("activation", ["binary", "ternary"])  # thirds of 8-bit weights tie at ½
+def test_rounded_members_multiply_exactly(num_dim: int, activation: str) -> None:
+    model = BinarizedMLP(num_dim, 2, activation, num_inputs=13)
+    generator = torch.Generator().manual_seed(num_dim)
+    inputs = torch.randn(300, 13, generator=generator).bfloat16().float()
+    evaluator = MLPEvaluator(model, inputs, torch.randn(300, 1, generator=generator))
+    mean = model.initial_params(generator)
+    rounded = GaussianPopulation(mean, 0.1, 4, 0, 20, rounded=True)
+    exact = GaussianPopulation(mean, 0.1, 4, 0, 20)
+    for name, members in rounded.members().items():
+        assert torch.equal(members, exact.members()[name].bfloat16().float())
+    losses = evaluator.losses(rounded)
+    for member, loss in enumerate(losses.tolist()):
+        outputs, _ = plain_forward(model, one(rounded.members(), member), inputs)
+        expected = float((outputs - evaluator.targets).square().mean())
+        assert loss == pytest.approx(expected, rel=1e-6)
+    assert not torch.equal(losses, evaluator.losses(exact))
+
+
+def test_what_runs_is_told_in_a_line(path: str) -> None:
+    evaluator, population = random_network("binary", "real", 2, members=2)
+    assert evaluator.path.count("\n") == 0
+    if path == "tensors":
+        assert evaluator.path == "tensor operations: this test asks for them"
+        with pytest.raises(ValueError, match="does not count"):
+            evaluator.settled(population)
+    else:
+        assert evaluator.path.startswith("compiled")
+        assert evaluator.settled(population).tolist() == [0, 0]

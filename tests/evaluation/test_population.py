@@ -100,3 +100,15 @@ def test_empty_populations_are_refused() -> None:
         GaussianPopulation(MEAN, 0.1, 8, 4, 4)
     with pytest.raises(ValueError, match="a line population has no steps"):
         LinePopulation(MEAN, MEAN, ())
+
+
+def test_rounding_beyond_a_hundredth_of_sigma_is_refused() -> None:
+    mean = {"w": torch.linspace(-0.2, 0.2, 400)}
+    whole = GaussianPopulation(mean, 0.1, 1, 0, 50, rounded=True)
+    exact = GaussianPopulation(mean, 0.1, 1, 0, 50).members()["w"]
+    moved = (whole.members()["w"] - exact).double().square().mean().sqrt() / 0.1
+    assert 0.001 < whole.rounding < 0.005
+    assert whole.rounding == pytest.approx(float(moved), rel=0.1)
+    assert torch.equal(whole.part(3, 5).members()["w"], whole.members()["w"][3:5])
+    with pytest.raises(ValueError, match=r"% of sigma = 0\.01: use a larger sigma"):
+        GaussianPopulation(mean, 0.01, 1, 0, 50, rounded=True)
