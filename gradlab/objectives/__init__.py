@@ -12,6 +12,7 @@ from typing import Any
 
 from gradlab._registry import Registry
 from gradlab.objectives.base import LayeredObjective, Objective
+from gradlab.objectives.classification import Classification
 from gradlab.objectives.teacher_student import TeacherStudent
 from gradlab.objectives.test_functions import TestFunction
 
@@ -21,6 +22,7 @@ REGISTRY.register("test_function")(TestFunction)
 
 __all__ = [
     "REGISTRY",
+    "Classification",
     "LayeredObjective",
     "Objective",
     "TeacherStudent",

@@ -1,0 +1,302 @@
+r"""The cross-entropy of a classifier on one batch, for any ``nn.Module`` and the built-in MLP.
+
+Populations of a module are evaluated by :class:`gradlab.evaluation.module.ModuleEvaluator`, those
+of a :class:`gradlab.models.BinarizedMLP` by its own kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradlab._registry import unknown
+from gradlab.evaluation import coordinates
+from gradlab.evaluation import population as pop
+from gradlab.evaluation.footprint import Footprint
+from gradlab.evaluation.mlp import MLPEvaluator
+from gradlab.evaluation.module import ModuleEvaluator
+from gradlab.evaluation.module_coordinates import module_differences
+from gradlab.evaluation.module_program import LossFunction, cross_entropy
+from gradlab.evaluation.population import Params, Population
+from gradlab.models.mlp import BinarizedMLP
+from gradlab.objectives.base import check_params, check_seed
+from gradlab.objectives.surrogate_mode import surrogate_derivatives
+
+_STUDENT = 2  # the stream that TeacherStudent's students come from, too
+
+
+class _Network(Protocol):
+    """What a classifier's kind of network has to provide."""
+
+    @property
+    def evaluator(self) -> ModuleEvaluator | MLPEvaluator:
+        """What evaluates populations."""
+
+    def initial_params(self, seed: int) -> Params:
+        """A starting point."""
+
+    def surrogate_gradient(
+        self, params: Params, surrogate: Any, weight_surrogate: Any, drawn: bool
+    ) -> Params:
+        """Backpropagation."""
+
+    def coordinate_differences(self, params: Params, epsilon: float) -> Params:
+        """Central differences."""
+
+
+class Classification:
+    r"""Mean loss of a classifier on one batch.
+
+    The module is copied: it is left as it is, mode, gradients and buffers included, and later
+    changes to it are not seen. BatchNorm in evaluation mode uses the statistics that the module has
+    now; in training mode it normalizes by this batch.
+
+    Args:
+        model: an ``nn.Module`` that takes ``(B, ...)`` and returns logits ``(B, K)``, or a
+            :class:`gradlab.models.BinarizedMLP`.
+        inputs: ``(B, ...)``, on the module's device; NaN makes the loss NaN, unless operations of
+            the module swallow it, as torch.sign does.
+        labels: ``(B,)`` integers from 0 to K - 1.
+        loss: "cross_entropy", or for an ``nn.Module`` a function of logits and labels that returns
+            one number per example.
+        memory_bytes: bound on what an evaluation of a module holds at a time.
+
+    Attributes:
+        model: as given.
+        inputs: as given.
+        targets: the labels, int64.
+
+    Raises:
+        ValueError: labels that are no integers, not one per example or out of range, a module
+            without parameters, one that fails on the inputs or draws random numbers.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    >>> objective = Classification(model, torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    >>> params = objective.initial_params(seed=0)
+    >>> list(params)
+    ['0.weight', '0.bias', '2.weight', '2.bias']
+    >>> float(objective.loss(params)) > 0
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | BinarizedMLP,
+        inputs: Tensor,
+        labels: Tensor,
+        loss: str | LossFunction = "cross_entropy",
+        memory_bytes: int = 2**28,
+    ) -> None:
+        if not callable(loss) and loss != "cross_entropy":
+            raise ValueError(unknown("loss", str(loss), ("cross_entropy",)))
+        _check_batch(inputs, labels)
+        self.model = model
+        self.inputs = inputs
+        self.targets = labels.long()
+        self._network: _Network
+        if isinstance(model, BinarizedMLP):
+            if callable(loss):
+                raise ValueError(
+                    "loss is a function, and a BinarizedMLP takes cross_entropy: leave it out."
+                )
+            self._network = _MLP(model, inputs, self.targets)
+        elif isinstance(model, nn.Module):
+            self._network = _Module(model, inputs, self.targets, loss, memory_bytes)
+        else:
+            raise ValueError(
+                f"model is {type(model).__name__}: give a torch.nn.Module or a BinarizedMLP."
+            )
+        self._shapes = {name: w.shape for name, w in self.initial_params(0).items()}
+
+    @property
+    def labels(self) -> Tensor:
+        """The classes of the examples, ``(B,)`` int64."""
+        return self.targets
+
+    @property
+    def evaluator(self) -> ModuleEvaluator | MLPEvaluator:
+        """What evaluates populations; its ``path`` says how."""
+        return self._network.evaluator
+
+    def initial_params(self, seed: int) -> Params:
+        """A fresh starting point, which the seed alone decides.
+
+        Of a module: whatever its layers' ``reset_parameters`` draws; parameters of layers without
+        one are those that the module has.
+        """
+        check_seed("seed", seed)
+        return self._network.initial_params(seed)
+
+    def loss(self, params: Params) -> Tensor:
+        """Mean loss over the batch, ``()`` float64; NaN if anything is NaN."""
+        check_params(params, self._shapes)
+        return self.losses({name: tensor[None] for name, tensor in params.items()})[0]
+
+    def losses(self, population: Population) -> Tensor:
+        """Mean loss of every member, ``(P,)`` float64, in bounded memory."""
+        return self.evaluator.losses(population)
+
+    def decreases(self, params: Params, population: Population) -> Tensor:
+        """loss(params) - loss(member), ``(P,)`` float64, differences taken per example."""
+        return self.evaluator.decreases(params, population)
+
+    def surrogate_gradient(
+        self, params: Params, surrogate: Any, weight_surrogate: Any = None
+    ) -> Params:
+        """Backpropagation of the loss with a surrogate derivative for every sign.
+
+        A module computes what it always does; only the derivative of its signs is replaced (see
+        :func:`gradlab.objectives.surrogate_mode.surrogate_derivatives` for what counts as one). So
+        a surrogate that scales, such as magnitude_aware, has its derivative but not its forward.
+
+        Args:
+            params: one parameter dict.
+            surrogate: the derivative, see :mod:`gradlab.binary.surrogates`.
+            weight_surrogate: derivative of the sign of a weight, if that is to be another.
+        """
+        check_params(params, self._shapes)
+        # a surrogate that draws sees the batch whole: its scale may be the extremes of the batch
+        drawn = hasattr(surrogate, "draw") or hasattr(weight_surrogate, "draw")
+        return self._network.surrogate_gradient(params, surrogate, weight_surrogate, drawn)
+
+    def coordinate_differences(self, params: Params, epsilon: float) -> Params:
+        """Loss differences over ±epsilon of every weight, float64, re-evaluating what changes."""
+        check_params(params, self._shapes)
+        return self._network.coordinate_differences(params, epsilon)
+
+
+class _Module:
+    """An ``nn.Module``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        labels: Tensor,
+        loss: str | LossFunction,
+        memory_bytes: int,
+    ) -> None:
+        function = loss if callable(loss) else cross_entropy
+        low, high = int(labels.min()), int(labels.max())
+
+        def checked(outputs: Tensor, targets: Tensor) -> Tensor:
+            if outputs.dim() < 2:
+                raise ValueError(
+                    f"the module returns a tensor {tuple(outputs.shape)}: return logits (B, K)."
+                )
+            _check_range(low, high, outputs.shape[1])
+            return function(outputs, targets)
+
+        self.evaluator = ModuleEvaluator(model, inputs, labels, checked, memory_bytes)
+
+    def initial_params(self, seed: int) -> Params:
+        module = copy.deepcopy(self.evaluator.program.module)
+        device = next(module.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(_stream(seed))
+            for part in module.modules():
+                reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+                if callable(reset):
+                    reset()
+        return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+    def surrogate_gradient(
+        self, params: Params, surrogate: Any, weight_surrogate: Any, drawn: bool
+    ) -> Params:
+        evaluator, program = self.evaluator, self.evaluator.program
+        inputs, targets = evaluator.inputs, evaluator.targets
+        leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
+        total = {name: torch.zeros_like(w) for name, w in params.items()}
+        size = len(inputs)
+        block = size
+        if not (drawn or evaluator.couples):
+            few = min(2, size)
+            with Footprint() as footprint, torch.no_grad():
+                program.whole(inputs[:few], program.params)
+            # what the backward pass keeps, and as much again for the gradients on their way
+            block = max(1, evaluator.memory_bytes * few // (2 * max(1, footprint.total)))
+        for a, b in pop.chunks(size, block):
+            with (
+                torch.enable_grad(),
+                surrogate_derivatives(surrogate, weight_surrogate, leaves.values()),
+            ):
+                outputs = program.whole(inputs[a:b], leaves)
+                loss = program.loss(outputs, targets[a:b]).sum() / size
+            if not loss.requires_grad:
+                continue
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            for name, gradient in zip(leaves, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient
+        return total
+
+    def coordinate_differences(self, params: Params, epsilon: float) -> Params:
+        return module_differences(self.evaluator, params, epsilon)
+
+
+class _MLP:
+    """The built-in network, by its own kernels."""
+
+    def __init__(self, model: BinarizedMLP, inputs: Tensor, labels: Tensor) -> None:
+        _check_range(int(labels.min()), int(labels.max()), model.num_outputs)
+        self.model = model
+        self.evaluator = MLPEvaluator(model, inputs, labels, loss="cross_entropy")
+
+    def initial_params(self, seed: int) -> Params:
+        params = self.model.initial_params(torch.Generator().manual_seed(_stream(seed)))
+        return {name: w.to(self.evaluator.inputs.device) for name, w in params.items()}
+
+    def surrogate_gradient(
+        self, params: Params, surrogate: Any, weight_surrogate: Any, drawn: bool
+    ) -> Params:
+        inputs, targets = self.evaluator.inputs, self.evaluator.targets
+        leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
+        total = {name: torch.zeros_like(w) for name, w in params.items()}
+        size = len(inputs)
+        block = size if drawn else max(1024, 2**18 // self.model.num_dim)
+        for a, b in pop.chunks(size, block):
+            outputs = self.model.surrogate_forward(leaves, inputs[a:b], surrogate, weight_surrogate)
+            loss = F.cross_entropy(outputs.double(), targets[a:b], reduction="sum") / size
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+            for name, gradient in zip(leaves, gradients, strict=True):
+                total[name] += gradient
+        return total
+
+    def coordinate_differences(self, params: Params, epsilon: float) -> Params:
+        inputs, targets = self.evaluator.inputs, self.evaluator.targets
+        return coordinates.mlp_differences(
+            self.model, inputs, targets, params, epsilon, loss="cross_entropy"
+        )
+
+
+def _stream(seed: int) -> int:
+    """A seed of its own: user code that calls manual_seed(seed) draws something else."""
+    state = np.random.SeedSequence(seed, spawn_key=(_STUDENT,)).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def _check_batch(inputs: object, labels: object) -> None:
+    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor):
+        raise ValueError("inputs and labels are not both tensors: convert them first.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype}: give integers from 0 to classes - 1.")
+    if labels.dim() != 1:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}: give one per example, (B,).")
+    if inputs.dim() == 0 or len(inputs) != len(labels):
+        found = len(inputs) if inputs.dim() else "no"
+        raise ValueError(f"there are {found} inputs and {len(labels)} labels: give equally many.")
+    if not len(labels):
+        raise ValueError("there are no examples: give at least one.")
+
+
+def _check_range(low: int, high: int, classes: int) -> None:
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels go from {low} to {high}, and the network has {classes} outputs: give labels "
+            f"from 0 to {classes - 1}."
+        )
