@@ -320,6 +320,19 @@ def compiled(thresholds, tables, pairs=0):
             for column in range(0, BLOCK, 16):
                 output_tile(table, at, codes, codes_at + column, groups, y, j * BLOCK + column)
 
+    if not tables:
+        # Never called, but compiled: without the instructions that this processor may not have.
+        @njit(nogil=True, cache=True)
+        def code_layer(
+            table, table_at, weights, weights_at, codes, in_at, out_at, rows, edges, exact_edges,
+            levels, radius, norms, scratch, hits,
+        ):  # fmt: skip
+            return 0
+
+        @njit(nogil=True, cache=True)
+        def outputs_of_codes(table, table_at, codes, codes_at, columns, outputs, y):
+            return
+
     @njit(nogil=True, cache=True)
     def outputs_of_values(weights, weights_at, hidden, hidden_at, columns, outputs, y):
         for j in range(outputs):

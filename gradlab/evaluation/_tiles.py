@@ -13,13 +13,22 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCK = 128
 
-FEATURES = llvm.get_host_cpu_features()
+
+def _features():
+    """What the processor has for which Numba compiles: this one, or the one Numba is told of."""
+    if config.CPU_NAME:
+        told = (config.CPU_FEATURES or "").split(",")
+        return {name[1:]: name.startswith("+") for name in told if name}
+    return llvm.get_host_cpu_features()
+
+
+FEATURES = _features()
 # Look-ups among sixteen numbers in a register: the only instruction that has no portable twin.
 HAS_TABLES = all(FEATURES.get(name, False) for name in ("avx512f", "avx512bw", "avx512vl"))
 HAS_BF16 = HAS_TABLES and FEATURES.get("avx512bf16", False)
@@ -211,7 +220,8 @@ def _multiply_accumulate(builder, shape, weights, weights_at, inputs, inputs_at,
     """Σ_k weights[k, row] · inputs[k, example] by fused multiply-adds."""
     rows, vectors = shape
     vector = _vector(_F32)
-    fused = _declare(builder, f"llvm.fma.v{LANES}f32", vector, [vector] * 3)
+    # one operation where the processor has it, and not a call of a library function elsewhere
+    fused = _declare(builder, f"llvm.fmuladd.v{LANES}f32", vector, [vector] * 3)
 
     def step(k, sums):
         at = builder.add(inputs_at, builder.mul(k, _index(BLOCK)))

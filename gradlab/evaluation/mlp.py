@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gradlab._registry import unknown
-from gradlab.evaluation import coordinates
+from gradlab.evaluation import coordinates, noise
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp_tensors import TensorMLPEvaluator, all_bounded
 from gradlab.evaluation.population import Params, Population
@@ -101,7 +101,7 @@ class MLPEvaluator:
             return "the batch holds NaN, infinity or numbers beyond 1e15"
         if len(self.model.activation_function.thresholds or ()) > 3:
             return f"the activation {self.model.activation} has more than four levels"
-        return compiled_problem()
+        return noise.compiled_problem()
 
     @functools.cached_property
     def _tensors(self) -> TensorMLPEvaluator:
@@ -172,13 +172,3 @@ class MLPEvaluator:
         if self._why_tensors is not None:
             raise ValueError(f"this batch is evaluated by {self.path}, which does not count.")
         return self._fused.losses(population)[1]
-
-
-@functools.cache
-def compiled_problem() -> str | None:
-    """Why compiled kernels cannot run on this machine, in a few words, or None."""
-    try:
-        import gradlab.evaluation.fused  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        return f"Numba cannot be loaded ({error})"
-    return None

@@ -17,6 +17,7 @@ the same operations run as tensor operations, which are also the kernel's refere
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -160,7 +161,7 @@ def normal(
     >>> torch.equal(whole[2:5, 3:9], normal(7, (2, 5), (3, 9)))
     True
     """
-    if torch.device(device).type == "cpu":
+    if torch.device(device).type == "cpu" and compiled_problem() is None:
         from gradlab.evaluation import _noise_kernel
 
         return _noise_kernel.normal(key, members, coordinates, stream)
@@ -187,3 +188,13 @@ def normal_by_tensors(
         words = philox((blocks[None, :], part & _MASK, part >> 32, zero + stream), key)
         out[row : row + step] = _box_muller(words)
     return out.flatten(1)[:, first - 4 * low : last - 4 * low]
+
+
+@functools.cache
+def compiled_problem() -> str | None:
+    """Why compiled kernels cannot run on this machine, in a few words, or None."""
+    try:
+        from gradlab.evaluation import _noise_kernel  # noqa: F401
+    except Exception as error:  # a broken Numba fails in many ways, and none of them is fatal
+        return f"Numba cannot be loaded ({type(error).__name__}: {error})"
+    return None
