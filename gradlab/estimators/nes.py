@@ -51,6 +51,7 @@ from gradlab.estimators.base import (
 )
 from gradlab.estimators.empirical_fisher import minimum_norm
 from gradlab.estimators.fitness_shaping import FITNESS, shape
+from gradlab.evaluation import gpu
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.noise import draw_key
 from gradlab.evaluation.population import GaussianPopulation, Params
@@ -251,6 +252,8 @@ def weighted_noise(
     Returns:
         ``(R, d)`` float64 each.
     """
+    if weights.is_cuda and gpu.available(weights.device) is None:
+        return gpu.weighted_noise(population, weights, second=second)
     size = pop.num_coordinates(population.mean)
     first_sum = torch.zeros(len(weights), size, dtype=torch.float64, device=weights.device)
     second_sum = torch.zeros_like(first_sum) if second else None

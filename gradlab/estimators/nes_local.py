@@ -43,6 +43,7 @@ train-mode BatchNorm).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,11 +65,12 @@ from gradlab.estimators.matched import (
     require_layered,
     spread_of,
 )
-from gradlab.evaluation import smoothing
+from gradlab.evaluation import gpu, smoothing
 from gradlab.evaluation.noise import draw_key
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
 from gradlab.objectives.base import LayeredObjective, Objective
+from gradlab.objectives.teacher_student import TeacherStudent
 
 BASELINES = ("none", "noise_free", "mean_field")
 
@@ -122,7 +124,11 @@ class NESLocal:
         middle = size // 2
         halves = []
         # Examples are independent, so the two halves of the batch are two independent estimates.
+        fused = self._fused(objective, params, perturbed)
         for start, stop in ((0, middle), (middle, size)):
+            if fused is not None and start < stop:
+                halves.append(fused(key, start, stop))
+                continue
             total = {name: torch.zeros_like(w) for name, w in params.items()}
             for low, high in example_blocks(stop - start, layered.inputs):
                 block = (start + low, start + high)
@@ -140,6 +146,29 @@ class NESLocal:
             backward_passes=backward,
             diagnostics=diagnostics,
         )
+
+    def _fused(
+        self, objective: object, params: Params, perturbed: set[str]
+    ) -> Callable[[int, int, int], Params] | None:
+        """One GPU kernel for the sums over a range of examples, where it can compute them."""
+        if not (isinstance(objective, TeacherStudent) and objective.inputs.is_cuda):
+            return None
+        whole = perturbed == set(objective.layer_names) and self.condition_last
+        fits = whole and self.baseline != "mean_field"
+        if not fits or gpu.available(objective.inputs.device) is not None:
+            return None
+        if gpu.local_nes_unsupported(objective.model, objective.inputs, params) is not None:
+            return None
+
+        def total(key: int, start: int, stop: int) -> Params:
+            found = gpu.local_nes_gradient(
+                objective.model, objective.inputs[start:stop], objective.targets[start:stop],
+                params, key=key, sigma=float(self.sigma), passes=self.passes,
+                antithetic=self.antithetic, baseline=self.baseline, first_example=start,
+            )  # fmt: skip
+            return {name: found[name].to(w.dtype) for name, w in params.items()}
+
+        return total
 
     def _cost(self, objective: LayeredObjective, perturbed: set[str]) -> tuple[float, float]:
         """Forward and backward passes, a part of the network as its share of the layers."""

@@ -85,7 +85,7 @@ def width(size: int) -> int:
 
 def sizes(model: BinarizedMLP) -> tuple[int, int]:
     """Numbers of inputs and outputs."""
-    return getattr(model, "num_inputs", None) or model.num_dim, getattr(model, "num_outputs", 1)
+    return model.num_inputs or model.num_dim, model.num_outputs
 
 
 def torch_half() -> torch.dtype:

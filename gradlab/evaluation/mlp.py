@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from gradlab._registry import unknown
-from gradlab.evaluation import coordinates, noise
+from gradlab.evaluation import coordinates, gpu, noise
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp_tensors import TensorMLPEvaluator, all_bounded
-from gradlab.evaluation.population import Params, Population
+from gradlab.evaluation.population import GaussianPopulation, Params, Population
 from gradlab.models.mlp import BinarizedMLP
 
 if TYPE_CHECKING:
@@ -84,24 +84,30 @@ class MLPEvaluator:
     @property
     def path(self) -> str:
         """Which path evaluates this batch, in a line."""
-        if self._why_tensors is None:
+        path, reason = self._choice
+        if path == "compiled":
             from gradlab.evaluation import fused
 
             return fused.describe()
-        return f"tensor operations: {self._why_tensors}"
+        return f"Triton kernels on {reason}" if path == "triton" else f"tensor operations: {reason}"
 
     @functools.cached_property
-    def _why_tensors(self) -> str | None:
-        """Why the compiled kernels do not run, or None."""
-        if self.inputs.device.type != "cpu":
-            return f"the batch is on {self.inputs.device}"
+    def _choice(self) -> tuple[str, str]:
+        """compiled, triton or tensors, and for the last why."""
+        device = self.inputs.device
         if self.inputs.dtype != torch.float32:
-            return f"the batch is {str(self.inputs.dtype).removeprefix('torch.')}"
+            return "tensors", f"the batch is {str(self.inputs.dtype).removeprefix('torch.')}"
+        if device.type == "cuda":
+            problem = gpu.available(device)
+            return ("triton", str(device)) if problem is None else ("tensors", problem)
+        if device.type != "cpu":
+            return "tensors", f"the batch is on {device}"
         if not (all_bounded(self.inputs) and all_bounded(self.targets)):
-            return "the batch holds NaN, infinity or numbers beyond 1e15"
+            return "tensors", "the batch holds NaN, infinity or numbers beyond 1e15"
         if len(self.model.activation_function.thresholds or ()) > 3:
-            return f"the activation {self.model.activation} has more than four levels"
-        return noise.compiled_problem()
+            return "tensors", f"the activation {self.model.activation} has more than four levels"
+        problem = noise.compiled_problem()
+        return ("compiled", "") if problem is None else ("tensors", problem)
 
     @functools.cached_property
     def _tensors(self) -> TensorMLPEvaluator:
@@ -115,13 +121,21 @@ class MLPEvaluator:
 
     def outputs(self, params: Params) -> Tensor:
         """Network outputs of one parameter dict, ``(B, num_outputs)``."""
-        if self._why_tensors is None and all(all_bounded(w) for w in params.values()):
+        if self._choice[0] == "compiled" and all(all_bounded(w) for w in params.values()):
             return self._fused.outputs(params)
         return self._tensors.outputs(params)
 
     def losses(self, population: Population) -> Tensor:
         """Loss of every member, ``(P,)`` float64; NaN where anything is NaN."""
-        if self._why_tensors is not None:
+        path = self._choice[0]
+        if path == "triton" and gpu.unsupported(self.model, self.inputs, population) is None:
+            rounded = isinstance(population, GaussianPopulation) and population.rounded
+            precision = "rounded" if rounded else "exact"
+            return gpu.mlp_losses(
+                self.model, self.inputs, self.targets, population,
+                loss=self.loss, precision=precision,
+            )  # fmt: skip
+        if path != "compiled":
             return self._tensors.losses(population)
         losses, settled = self._fused.losses(population)
         for member in (settled < 0).nonzero()[:, 0].tolist():
@@ -139,7 +153,7 @@ class MLPEvaluator:
         """
         continuous = self.model.activation_function.thresholds is None
         finite = all(all_bounded(w) for w in params.values())
-        if self._why_tensors is not None or continuous or not finite:
+        if self._choice[0] != "compiled" or continuous or not finite:
             return self._tensors.decreases(params, population)
         decreases, settled = self._fused.decreases(params, population)
         for member in (settled < 0).nonzero()[:, 0].tolist():
@@ -154,7 +168,7 @@ class MLPEvaluator:
         """
         quantized = self.model.activation_function.thresholds is not None
         finite = all(all_bounded(w) for w in params.values())
-        if self._why_tensors is None and quantized and finite:
+        if self._choice[0] == "compiled" and quantized and finite:
             return self._fused.coordinate_differences(params, epsilon)
         return coordinates.mlp_differences(
             self.model, self.inputs, self.targets, params, epsilon, self.loss
@@ -167,8 +181,8 @@ class MLPEvaluator:
         could give another sign. -1 for a member that is not finite.
 
         Raises:
-            ValueError: this batch is evaluated by tensor operations, which do not count.
+            ValueError: this batch is not evaluated by compiled kernels, which alone count.
         """
-        if self._why_tensors is not None:
+        if self._choice[0] != "compiled":
             raise ValueError(f"this batch is evaluated by {self.path}, which does not count.")
         return self._fused.losses(population)[1]

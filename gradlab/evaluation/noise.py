@@ -161,10 +161,16 @@ def normal(
     >>> torch.equal(whole[2:5, 3:9], normal(7, (2, 5), (3, 9)))
     True
     """
-    if torch.device(device).type == "cpu" and compiled_problem() is None:
+    kind = torch.device(device).type
+    if kind == "cpu" and compiled_problem() is None:
         from gradlab.evaluation import _noise_kernel
 
         return _noise_kernel.normal(key, members, coordinates, stream)
+    if kind == "cuda":
+        from gradlab.evaluation import gpu
+
+        if gpu.available(device) is None:
+            return gpu.normal(key, members, coordinates, stream=stream, device=device)
     return normal_by_tensors(key, members, coordinates, stream, device)
 
 

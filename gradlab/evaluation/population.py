@@ -84,7 +84,8 @@ class GaussianPopulation:
         stop: index after the last member.
         antithetic: mirrored pairs.
         rounded: members are rounded to bfloat16, which processors and GPUs with units for it
-            multiply several times as fast.
+            multiply several times as fast. (Triton kernels round the hidden layers alone, and of
+            mirrored pairs' first layer the noise.)
 
     Raises:
         ValueError: sigma is not finite and above zero, the range is empty, or rounding would move

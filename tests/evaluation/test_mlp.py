@@ -33,7 +33,7 @@ every_network = pytest.mark.parametrize(
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Look-up tables where the processor has them, its plain vectors, tensor operations."""
     if request.param == "tensors":
-        monkeypatch.setattr(MLPEvaluator, "_why_tensors", "this test asks for them")
+        monkeypatch.setattr(MLPEvaluator, "_choice", ("tensors", "this test asks for them"))
     if request.param == "vectors":
         monkeypatch.setattr(
             MLPEvaluator,
