@@ -4,10 +4,11 @@
 #   benchmarks/gpu.sh                      every step, until LIMIT seconds are spent
 #   benchmarks/gpu.sh check population     these steps alone
 #
-# Steps: check (the CPU and the GPU agree), tests (pytest -m gpu), population (ms per member),
-# local_nes (the sweep cost_quality), and lr_by_num_dim in slices, first one init and batch of every
-# num_dim. A step that is done stands in done.txt and is skipped; delete its line to repeat it. A
-# sweep that is cut off keeps its finished cells in its .sqlite file.
+# Steps: check (the CPU and the GPU agree), tests (pytest -m gpu), gpu_kernels (seconds per
+# gradient), population (ms per member), local_nes (the sweep cost_quality), and lr_by_num_dim in
+# slices, first one init and batch of every num_dim. A step that is done stands in done.txt and is
+# skipped; delete its line to repeat it. A sweep that is cut off keeps its finished cells in its
+# .sqlite file.
 #
 # PYTHON   an interpreter that imports torch with CUDA and gradlab's dependencies [python3]
 # OUT      where results go [benchmarks/results/gpu]; earlier ones are looked up in the latter too
@@ -77,8 +78,16 @@ with_store() {
 check() { within_limit "$python" benchmarks/gpu_check.py --device "$device" --output "$out"; }
 
 tests() {
-  if ! grep -rqE "mark\.gpu\b" tests; then echo "no test is marked gpu"; return 5; fi
-  within_limit "$python" -m pytest -q -m gpu tests 2>&1 | tee "$out/tests.log"
+  local marked
+  mapfile -t marked < <(grep -rlE --include='*.py' "mark\.gpu\b" tests)
+  if [ "${#marked[@]}" -eq 0 ]; then echo "no test is marked gpu"; return 5; fi
+  within_limit "$python" -m pytest -q -m gpu "${marked[@]}" 2>&1 | tee "$out/tests.log"
+}
+
+gpu_kernels() {
+  local quick=()
+  if [ "$device" = cpu ]; then quick=(--quick); fi
+  within_limit "$python" benchmarks/gpu_kernels.py --device "$device" --output "$out" "${quick[@]}"
 }
 
 population() {
@@ -99,7 +108,7 @@ lr_by_num_dim() {
 
 all_steps() {
   local num_dim size name
-  for name in check tests population local_nes; do step "$name" "$name"; done
+  for name in check tests gpu_kernels population local_nes; do step "$name" "$name"; done
   for size in "1 1" "3 1" "3 3" "3 10"; do
     for num_dim in 32 8 2 4 16 64; do
       # shellcheck disable=SC2086  # two numbers
@@ -113,8 +122,9 @@ if [ "$#" -eq 0 ]; then
 else
   for name in "$@"; do
     case $name in
-      check | tests | population | local_nes) step "$name" "$name" ;;
-      *) echo "unknown step '$name': give check, tests, population or local_nes, or none." >&2; exit 2 ;;
+      check | tests | gpu_kernels | population | local_nes) step "$name" "$name" ;;
+      *) echo "unknown step '$name': give check, tests, gpu_kernels, population or local_nes, or none." >&2
+        exit 2 ;;
     esac
   done
 fi

@@ -54,10 +54,14 @@ def run(
     if backend not in ("loky", "dask"):
         raise UsageError(unknown("backend", backend, ("loky", "dask")))
     checked = sweep.read_spec(spec, overrides or ())
-    return _run(
-        lambda: sweep.run(checked, results, jobs=jobs, backend=backend, scheduler=scheduler),  # type: ignore[arg-type]
-        report=not no_report,
-    )
+
+    def work() -> Summary:
+        summary = sweep.run(checked, results, jobs=jobs, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]
+        if summary.ran and checked.objective.get("name") == "teacher_student":
+            _tell_path(checked.objective.get("device", "cpu"))
+        return summary
+
+    return _run(work, report=not no_report)
 
 
 @app.command(epilog="Example: gradlab retry quickstart 3fa9c1")
@@ -82,6 +86,14 @@ def retry(
     return _run(
         lambda: run_again(folder, cells or (), stale=stale, jobs=jobs), report=not no_report
     )
+
+
+def _tell_path(devices: Any) -> None:
+    """Say which path evaluated populations on the device or the axis of devices."""
+    from gradlab.evaluation.mlp import describe_path
+
+    for device in devices if isinstance(devices, list) else [devices]:
+        tell(f"populations: {describe_path(device)}")
 
 
 def _run(work: Any, report: bool) -> int:

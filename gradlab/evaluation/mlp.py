@@ -3,12 +3,13 @@ r"""A whole population of binarized MLPs on one batch, in bounded memory, as fas
 :class:`MLPEvaluator` is what objectives hold. It chooses among
 
 - compiled kernels on the CPU (:mod:`gradlab.evaluation.fused`): float32 batches and finite weights;
-- Triton kernels on CUDA (:mod:`gradlab.evaluation.gpu`);
+- Triton kernels on CUDA (:mod:`gradlab.evaluation.gpu`): Gaussian populations, whose noise they
+  draw themselves;
 - tensor operations (:mod:`gradlab.evaluation.mlp_tensors`): everything else, and every member with
   a weight that is NaN, infinite or beyond 1e15.
 
-All give the same losses: on the CPU a pre-activation within float32 rounding of a threshold is
-decided in float64, and the sum over examples is float64.
+All give the same losses, summed over examples in float64. A pre-activation within float32 rounding
+of a threshold is decided in float64, but not by the Triton kernels.
 """
 
 from __future__ import annotations
@@ -84,30 +85,20 @@ class MLPEvaluator:
     @property
     def path(self) -> str:
         """Which path evaluates this batch, in a line."""
-        path, reason = self._choice
-        if path == "compiled":
-            from gradlab.evaluation import fused
-
-            return fused.describe()
-        return f"Triton kernels on {reason}" if path == "triton" else f"tensor operations: {reason}"
+        return _in_words(*self._choice)
 
     @functools.cached_property
     def _choice(self) -> tuple[str, str]:
         """compiled, triton or tensors, and for the last why."""
-        device = self.inputs.device
         if self.inputs.dtype != torch.float32:
             return "tensors", f"the batch is {str(self.inputs.dtype).removeprefix('torch.')}"
-        if device.type == "cuda":
-            problem = gpu.available(device)
-            return ("triton", str(device)) if problem is None else ("tensors", problem)
-        if device.type != "cpu":
-            return "tensors", f"the batch is on {device}"
+        if self.inputs.device.type != "cpu":
+            return _choose(self.inputs.device)
         if not (all_bounded(self.inputs) and all_bounded(self.targets)):
             return "tensors", "the batch holds NaN, infinity or numbers beyond 1e15"
         if len(self.model.activation_function.thresholds or ()) > 3:
             return "tensors", f"the activation {self.model.activation} has more than four levels"
-        problem = noise.compiled_problem()
-        return ("compiled", "") if problem is None else ("tensors", problem)
+        return _choose(self.inputs.device)
 
     @functools.cached_property
     def _tensors(self) -> TensorMLPEvaluator:
@@ -128,9 +119,10 @@ class MLPEvaluator:
     def losses(self, population: Population) -> Tensor:
         """Loss of every member, ``(P,)`` float64; NaN where anything is NaN."""
         path = self._choice[0]
-        if path == "triton" and gpu.unsupported(self.model, self.inputs, population) is None:
-            rounded = isinstance(population, GaussianPopulation) and population.rounded
-            precision = "rounded" if rounded else "exact"
+        # Others, few in number, are evaluated where float64 decides what is near a threshold.
+        drawn = path == "triton" and isinstance(population, GaussianPopulation)
+        if drawn and gpu.unsupported(self.model, self.inputs, population) is None:
+            precision = "rounded" if population.rounded else "exact"
             return gpu.mlp_losses(
                 self.model, self.inputs, self.targets, population,
                 loss=self.loss, precision=precision,
@@ -186,3 +178,30 @@ class MLPEvaluator:
         if self._choice[0] != "compiled":
             raise ValueError(f"this batch is evaluated by {self.path}, which does not count.")
         return self._fused.losses(population)[1]
+
+
+def describe_path(device: torch.device | str = "cpu") -> str:
+    """Which path evaluates populations of binarized MLPs on a device, in a line.
+
+    >>> describe_path("meta")
+    'tensor operations: neither a processor nor CUDA, but meta'
+    """
+    return _in_words(*_choose(torch.device(device)))
+
+
+def _choose(device: torch.device) -> tuple[str, str]:
+    if device.type == "cpu":
+        problem = noise.compiled_problem()
+        return ("compiled", "") if problem is None else ("tensors", problem)
+    if device.type == "cuda":
+        problem = gpu.available(device)
+        return ("triton", str(device)) if problem is None else ("tensors", problem)
+    return "tensors", f"neither a processor nor CUDA, but {device}"
+
+
+def _in_words(path: str, reason: str) -> str:
+    if path == "compiled":
+        from gradlab.evaluation import fused
+
+        return fused.describe()
+    return f"Triton kernels on {reason}" if path == "triton" else f"tensor operations: {reason}"

@@ -117,6 +117,7 @@ def environment() -> dict[str, Any]:
         "cores": cores(),
         "memory_bytes": memory(),
         "accelerators": _accelerators(),
+        "populations": _populations(),
         "packages": {name: version_of(name) for name in packages},
     }
 
@@ -126,3 +127,12 @@ def _accelerators() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _populations() -> str | None:
+    """Which path evaluates populations on the processor, where torch is loaded."""
+    if "torch" not in sys.modules:
+        return None
+    from gradlab.evaluation.mlp import describe_path
+
+    return describe_path()
