@@ -33,13 +33,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlab.evaluation import _bit_kernel as bit_kernel
-from gradlab.evaluation import _coordinate_kernel as coordinate_kernel
-from gradlab.evaluation import _kernel_parts as parts
-from gradlab.evaluation import _mlp_kernel as kernel
 from gradlab.evaluation import coordinates
 from gradlab.evaluation import population as pop
-from gradlab.evaluation._tiles import BLOCK, HAS_BF16, HAS_TABLES, LANES
+from gradlab.evaluation.compiled import bits as bit_kernel
+from gradlab.evaluation.compiled import coordinates as coordinate_kernel
+from gradlab.evaluation.compiled import mlp as kernel
+from gradlab.evaluation.compiled import parts
+from gradlab.evaluation.compiled.tiles import BLOCK, HAS_BF16, HAS_TABLES, LANES
 from gradlab.evaluation.mlp_tensors import LARGE
 from gradlab.evaluation.population import LinePopulation, Params, Population
 from gradlab.models.mlp import BinarizedMLP

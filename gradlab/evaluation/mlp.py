@@ -119,9 +119,12 @@ class MLPEvaluator:
     def losses(self, population: Population) -> Tensor:
         """Loss of every member, ``(P,)`` float64; NaN where anything is NaN."""
         path = self._choice[0]
-        # Others, few in number, are evaluated where float64 decides what is near a threshold.
-        drawn = path == "triton" and isinstance(population, GaussianPopulation)
-        if drawn and gpu.unsupported(self.model, self.inputs, population) is None:
+        # Other kinds, few in number, are evaluated where float64 decides what is near a threshold.
+        if (
+            path == "triton"
+            and isinstance(population, GaussianPopulation)
+            and gpu.unsupported(self.model, self.inputs, population) is None
+        ):
             precision = "rounded" if population.rounded else "exact"
             return gpu.mlp_losses(
                 self.model, self.inputs, self.targets, population,

@@ -11,7 +11,7 @@ output words become four normals by two Box-Muller transforms. Their logarithm, 
 polynomials of our own, a fixed sequence of float32 operations that every processor rounds alike;
 an error of at most 7e-7 in 10 million normals.
 
-On a processor a compiled kernel draws (:mod:`gradlab.evaluation._noise_kernel`); on other devices
+On a processor a compiled kernel draws (:mod:`gradlab.evaluation.compiled.noise`); on other devices
 the same operations run as tensor operations, which are also the kernel's referee.
 """
 
@@ -163,7 +163,7 @@ def normal(
     """
     kind = torch.device(device).type
     if kind == "cpu" and compiled_problem() is None:
-        from gradlab.evaluation import _noise_kernel
+        from gradlab.evaluation.compiled import noise as _noise_kernel
 
         return _noise_kernel.normal(key, members, coordinates, stream)
     if kind == "cuda":
@@ -200,7 +200,7 @@ def normal_by_tensors(
 def compiled_problem() -> str | None:
     """Why compiled kernels cannot run on this machine, in a few words, or None."""
     try:
-        from gradlab.evaluation import _noise_kernel  # noqa: F401
+        from gradlab.evaluation.compiled import noise as _noise_kernel  # noqa: F401
     except Exception as error:  # a broken Numba fails in many ways, and none of them is fatal
         return f"Numba cannot be loaded ({type(error).__name__}: {error})"
     return None

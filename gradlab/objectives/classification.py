@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from gradlab._registry import unknown
 from gradlab.evaluation import coordinates
 from gradlab.evaluation import population as pop
-from gradlab.evaluation.footprint import Footprint
 from gradlab.evaluation.mlp import MLPEvaluator
-from gradlab.evaluation.module import ModuleEvaluator
-from gradlab.evaluation.module_coordinates import module_differences
-from gradlab.evaluation.module_program import LossFunction, cross_entropy
+from gradlab.evaluation.module.coordinates import module_differences
+from gradlab.evaluation.module.evaluator import ModuleEvaluator
+from gradlab.evaluation.module.footprint import Footprint
+from gradlab.evaluation.module.program import LossFunction, cross_entropy
 from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import BinarizedMLP
 from gradlab.objectives.base import check_params, check_seed

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gradlab.binary import sign, straight_through
-from gradlab.evaluation.module_graph import intercepted_functions
+from gradlab.evaluation.module.graph import intercepted_functions
 
 _SIGNS = {torch.sign, torch.sgn, Tensor.sign, Tensor.sgn}
 _SIGNS_IN_PLACE = {Tensor.sign_, Tensor.sgn_}

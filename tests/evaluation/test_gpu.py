@@ -21,7 +21,7 @@ from gradlab.binary.activations import Activation
 from gradlab.estimators.nes_local import NESLocal, _Block
 from gradlab.evaluation import GaussianPopulation, LinePopulation, Params, gpu, noise
 from gradlab.evaluation import population as pop
-from gradlab.evaluation._gpu_launch import modules
+from gradlab.evaluation.gpu.launch import modules
 from gradlab.models import BinarizedMLP
 from gradlab.models.mlp import ACTIVATIONS, WEIGHTS
 

@@ -17,7 +17,7 @@ from gradlab.binary import binarize, sign, stochastic_rounding, surrogates
 from gradlab.evaluation import GaussianPopulation, Params
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp import MLPEvaluator
-from gradlab.evaluation.module import ModuleEvaluator
+from gradlab.evaluation.module.evaluator import ModuleEvaluator
 from gradlab.models import BinarizedMLP
 from gradlab.objectives import Classification
 

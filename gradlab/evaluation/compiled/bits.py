@@ -13,10 +13,10 @@ import functools
 import numpy as np
 from numba import njit
 
-from gradlab.evaluation import _mlp_kernel as kernel
-from gradlab.evaluation._kernel_parts import DIGEST, account, aligned32, aligned32i, aligned64
-from gradlab.evaluation._mlp_kernel import ROUNDING, tabulate
-from gradlab.evaluation._tiles import BLOCK, EXAMPLES, count_tile, input_tile, pointer
+from gradlab.evaluation.compiled import mlp as kernel
+from gradlab.evaluation.compiled.mlp import ROUNDING, tabulate
+from gradlab.evaluation.compiled.parts import DIGEST, account, aligned32, aligned32i, aligned64
+from gradlab.evaluation.compiled.tiles import BLOCK, EXAMPLES, count_tile, input_tile, pointer
 
 # Examples whose tables are made at a time: they stay in the first-level cache for all members.
 _TOGETHER = 32
@@ -78,7 +78,7 @@ def _settle_signs(
 
 @functools.cache
 def compiled():
-    """The evaluator; its arguments are those of :func:`_mlp_kernel.compiled`'s ``evaluate``."""
+    """The evaluator; its arguments are those of :func:`.mlp.compiled`'s ``evaluate``."""
     digest = DIGEST
     outputs_of_codes = kernel.compiled(1, 1).outputs_of_codes
 

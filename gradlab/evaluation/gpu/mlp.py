@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradlab._registry import unknown
 from gradlab.evaluation import population as pop
-from gradlab.evaluation._gpu_launch import (
+from gradlab.evaluation.gpu.launch import (
     LARGE,
     ceil,
     halves,
@@ -20,7 +20,7 @@ from gradlab.evaluation._gpu_launch import (
     triton_half,
     width,
 )
-from gradlab.evaluation._gpu_noise import units_of
+from gradlab.evaluation.gpu.noise import units_of
 from gradlab.evaluation.mlp_tensors import TensorMLPEvaluator
 from gradlab.evaluation.population import GaussianPopulation, LinePopulation, Population
 from gradlab.models.mlp import BinarizedMLP

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradlab.evaluation.footprint import Footprint, Needs, chunk_sizes, line, peak_bytes
+from gradlab.evaluation.module.footprint import Footprint, Needs, chunk_sizes, line, peak_bytes
 
 
 def test_views_and_old_tensors_do_not_count_and_dead_ones_leave() -> None:

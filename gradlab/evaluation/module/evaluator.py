@@ -2,7 +2,7 @@ r"""A whole population of any ``nn.Module`` on one batch, in bounded memory.
 
 Members are evaluated some at a time by ``torch.func.vmap``, examples in blocks. Where a population
 varies only some of the parameters, whatever the others determine is computed once per block
-(:mod:`gradlab.evaluation.module_graph`). Block sizes are a pure function of the shapes and of
+(:mod:`gradlab.evaluation.module.graph`). Block sizes are a pure function of the shapes and of
 ``memory_bytes``: what one member and one example hold is counted once, with the module itself on
 two or three examples.
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from gradlab._registry import unknown
 from gradlab.evaluation import population as pop
-from gradlab.evaluation.footprint import Chunks, Needs, chunk_sizes
-from gradlab.evaluation.module_program import (
+from gradlab.evaluation.module.footprint import Chunks, Needs, chunk_sizes
+from gradlab.evaluation.module.program import (
     LossFunction,
     Prepared,
     Program,
@@ -30,7 +30,7 @@ from gradlab.evaluation.module_program import (
     mean_squared_error,
     names_of,
 )
-from gradlab.evaluation.module_trial import (
+from gradlab.evaluation.module.trial import (
     check_arguments,
     couples_examples,
     measure,

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from gradlab.evaluation._kernel_parts import DIGEST, account, aligned32, aligned32i, aligned64
-from gradlab.evaluation._tiles import (
+from gradlab.evaluation.compiled.parts import DIGEST, account, aligned32, aligned32i, aligned64
+from gradlab.evaluation.compiled.tiles import (
     BLOCK,
     FROM_CODES,
     FROM_PAIRS,

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradlab.evaluation.convolution import PopulationOperations
-from gradlab.evaluation.module_graph import (
+from gradlab.evaluation.module.convolution import PopulationOperations
+from gradlab.evaluation.module.graph import (
     Environment,
     ModuleGraph,
     Split,

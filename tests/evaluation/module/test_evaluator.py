@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from gradlab.binary import sign
 from gradlab.evaluation import GaussianPopulation, LinePopulation, Params
 from gradlab.evaluation import population as pop
-from gradlab.evaluation.footprint import Footprint
-from gradlab.evaluation.module import ModuleEvaluator
-from gradlab.evaluation.module_coordinates import module_differences
+from gradlab.evaluation.module.coordinates import module_differences
+from gradlab.evaluation.module.evaluator import ModuleEvaluator
+from gradlab.evaluation.module.footprint import Footprint
 
 
 class OldSign(torch.autograd.Function):

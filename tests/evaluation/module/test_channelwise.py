@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradlab.binary import binarize, sign, surrogates
-from gradlab.evaluation import channelwise
-from gradlab.evaluation.channelwise import is_channelwise, is_elementwise
-from gradlab.evaluation.module_graph import ModuleGraph
+from gradlab.evaluation.module import channelwise
+from gradlab.evaluation.module.channelwise import is_channelwise, is_elementwise
+from gradlab.evaluation.module.graph import ModuleGraph
 
 ARGUMENTS: dict[str, list[Any]] = {
     "clamp": [-0.5, 0.5], "clamp_max": [0.5], "clamp_min": [0.5], "clip": [-0.5, 0.5],

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gradlab.evaluation.triton_noise import member, noise_matrix
+from gradlab.evaluation.gpu.kernels_noise import member, noise_matrix
 
 
 @triton.jit

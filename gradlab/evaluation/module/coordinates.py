@@ -1,7 +1,7 @@
 r"""Exact central differences along every weight of chosen layers of any module.
 
 Changing one weight of a linear layer or convolution moves one channel of its output, by a known
-amount (:mod:`gradlab.evaluation.module_layers`), so neither the layers before it nor the layer
+amount (:mod:`gradlab.evaluation.module.layers`), so neither the layers before it nor the layer
 itself are computed again. The change is followed through what comes next as long as that treats
 channels apart: elementwise operations, BatchNorm in evaluation mode, pooling, sign. If everything
 that the rest of the network sees is then what it was before, as it is for most examples behind a
@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradlab.evaluation import population as pop
-from gradlab.evaluation.channelwise import growth, is_channelwise, is_elementwise, select
-from gradlab.evaluation.footprint import peak_bytes
-from gradlab.evaluation.module import ModuleEvaluator
-from gradlab.evaluation.module_graph import Environment, ModuleGraph, Schedule
-from gradlab.evaluation.module_layers import Layer, find_layer
+from gradlab.evaluation.module.channelwise import growth, is_channelwise, is_elementwise, select
+from gradlab.evaluation.module.evaluator import ModuleEvaluator
+from gradlab.evaluation.module.footprint import peak_bytes
+from gradlab.evaluation.module.graph import Environment, ModuleGraph, Schedule
+from gradlab.evaluation.module.layers import Layer, find_layer
 from gradlab.evaluation.population import Params
 
 # Bytes in flight on a CPU: beyond some megabytes operations wait for memory.

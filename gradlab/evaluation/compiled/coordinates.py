@@ -14,16 +14,16 @@ import functools
 import numpy as np
 from numba import njit
 
-from gradlab.evaluation import _mlp_kernel as kernel
-from gradlab.evaluation._kernel_parts import (
+from gradlab.evaluation.compiled import mlp as kernel
+from gradlab.evaluation.compiled.mlp import _tile_rows, _tile_width, pack
+from gradlab.evaluation.compiled.parts import (
     DIGEST,
     aligned32,
     aligned32i,
     aligned64,
     cross_entropy,
 )
-from gradlab.evaluation._mlp_kernel import _tile_rows, _tile_width, pack
-from gradlab.evaluation._tiles import BLOCK, pointer, value_tile
+from gradlab.evaluation.compiled.tiles import BLOCK, pointer, value_tile
 
 
 @njit(nogil=True, cache=True)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
-from gradlab.evaluation.channelwise import is_elementwise
-from gradlab.evaluation.module_graph import ModuleGraph, State
+from gradlab.evaluation.module.channelwise import is_elementwise
+from gradlab.evaluation.module.graph import ModuleGraph, State
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,15 @@ import torch
 
 from gradlab.evaluation import noise as reference
 from gradlab.evaluation import population as pop
-from gradlab.evaluation._gpu_launch import interpreted, modules
-from gradlab.evaluation._gpu_local import local_nes_gradient, local_nes_unsupported
-from gradlab.evaluation._gpu_mlp import (
+from gradlab.evaluation.gpu.launch import interpreted, modules
+from gradlab.evaluation.gpu.local import local_nes_gradient, local_nes_unsupported
+from gradlab.evaluation.gpu.mlp import (
     EXAMPLES,
     mlp_losses,
     rounding_over_sigma,
     unsupported,
 )
-from gradlab.evaluation._gpu_noise import normal, weighted_noise
+from gradlab.evaluation.gpu.noise import normal, weighted_noise
 from gradlab.evaluation.mlp_tensors import TensorMLPEvaluator
 from gradlab.evaluation.population import GaussianPopulation
 from gradlab.models.mlp import BinarizedMLP

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import gradlab.binary
 from gradlab.binary import activations, binarize, sign, surrogates
-from gradlab.evaluation.module_graph import ModuleGraph, Untraceable, one_line
+from gradlab.evaluation.module.graph import ModuleGraph, Untraceable, one_line
 
 
 class Function(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradlab.binary import binarize, sign, straight_through
-from gradlab.evaluation.module_graph import Applied, ModuleGraph
+from gradlab.evaluation.module.graph import Applied, ModuleGraph
 
 _NAMES = (
     "abs", "add", "ceil", "celu", "clamp", "clamp_max", "clamp_min", "clip", "copysign", "cos",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradlab.evaluation import population as pop
-from gradlab.evaluation._gpu_launch import (
+from gradlab.evaluation.gpu.launch import (
     LARGE,
     ceil,
     halves,

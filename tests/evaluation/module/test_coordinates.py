@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from gradlab.binary import binarize, sign, surrogates
 from gradlab.evaluation import Params
-from gradlab.evaluation import module_coordinates as coordinates
-from gradlab.evaluation.footprint import Footprint
-from gradlab.evaluation.module import ModuleEvaluator
-from gradlab.evaluation.module_coordinates import DifferenceStats, module_differences
+from gradlab.evaluation.module import coordinates
+from gradlab.evaluation.module.coordinates import DifferenceStats, module_differences
+from gradlab.evaluation.module.evaluator import ModuleEvaluator
+from gradlab.evaluation.module.footprint import Footprint
 
 
 class OwnSign(torch.autograd.Function):

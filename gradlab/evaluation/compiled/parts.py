@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from gradlab.evaluation._tiles import BLOCK, squared_decrease, squared_error
+from gradlab.evaluation.compiled.tiles import BLOCK, squared_decrease, squared_error
 
 SQUARED_ERROR, CROSS_ENTROPY, OUTPUTS, SQUARED_DECREASE, ENTROPY_DECREASE = range(5)
 
@@ -17,7 +17,7 @@ SQUARED_ERROR, CROSS_ENTROPY, OUTPUTS, SQUARED_DECREASE, ENTROPY_DECREASE = rang
 DIGEST = hashlib.sha256(
     b"".join(
         (Path(__file__).parent / f"{name}.py").read_bytes()
-        for name in ("_tiles", "_kernel_parts", "_mlp_kernel", "_bit_kernel", "_coordinate_kernel")
+        for name in ("tiles", "parts", "mlp", "bits", "coordinates")
     )
 ).hexdigest()[:16]
 
@@ -32,6 +32,7 @@ def aligned32(size):
 
 @njit(nogil=True, cache=True)
 def aligned32i(size):
+    """The same of int32."""
     whole = np.zeros(size + 16, np.int32)
     skip = (-whole.ctypes.data % 64) // 4
     return whole[skip : skip + size]
@@ -39,6 +40,7 @@ def aligned32i(size):
 
 @njit(nogil=True, cache=True)
 def aligned64(size):
+    """The same of float64."""
     whole = np.zeros(size + 8, np.float64)
     skip = (-whole.ctypes.data % 64) // 8
     return whole[skip : skip + size]
@@ -46,6 +48,7 @@ def aligned64(size):
 
 @njit(nogil=True, cache=True)
 def cross_entropy(y, label, lane, outputs):
+    """-log softmax of one example's label; y ``(outputs, 128)``."""
     largest = y[lane]
     for j in range(1, outputs):
         largest = max(largest, y[j * BLOCK + lane])

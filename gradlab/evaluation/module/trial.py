@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gradlab.evaluation.footprint import Footprint, Needs, line
-from gradlab.evaluation.module_graph import one_line
-from gradlab.evaluation.module_program import Prepared, Program
+from gradlab.evaluation.module.footprint import Footprint, Needs, line
+from gradlab.evaluation.module.graph import one_line
+from gradlab.evaluation.module.program import Prepared, Program
 from gradlab.evaluation.population import Params
 
 # Examples on which a module is tried out.

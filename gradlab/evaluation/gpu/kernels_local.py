@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gradlab.evaluation.triton_kernels import matrix_of, product, split
-from gradlab.evaluation.triton_noise import four_columns, four_normals, polynomial
+from gradlab.evaluation.gpu.kernels_mlp import matrix_of, product, split
+from gradlab.evaluation.gpu.kernels_noise import four_columns, four_normals, polynomial
 
 # (1 - Phi(t)) / phi(t) = u (c0 + c1 u + ...) with u = 1 / (1 + 0.4 t), t >= 0: the Chebyshev
 # interpolant, rounded to float32 (relative error 4e-7)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradlab.evaluation import convolution
-from gradlab.evaluation.convolution import (
+from gradlab.evaluation.module import convolution
+from gradlab.evaluation.module.convolution import (
     PopulationOperations,
     members_per_call,
     population_conv2d,

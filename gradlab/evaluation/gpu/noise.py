@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradlab.evaluation import noise as reference
 from gradlab.evaluation import population as pop
-from gradlab.evaluation._gpu_launch import ceil, halves, launch, modules
+from gradlab.evaluation.gpu.launch import ceil, halves, launch, modules
 from gradlab.evaluation.population import GaussianPopulation
 
 # Weighted sums that fit a thread's registers.

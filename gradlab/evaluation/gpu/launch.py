@@ -22,8 +22,8 @@ LARGE = 1e15
 @functools.cache
 def modules() -> tuple[ModuleType, ModuleType, ModuleType]:
     """The kernels of noise, losses and local NES; importing them imports Triton."""
-    names = ("triton_noise", "triton_kernels", "triton_local")
-    noise, losses, local = (importlib.import_module(f"gradlab.evaluation.{n}") for n in names)
+    names = ("kernels_noise", "kernels_mlp", "kernels_local")
+    noise, losses, local = (importlib.import_module(f"{__package__}.{n}") for n in names)
     return noise, losses, local
 
 
@@ -89,7 +89,7 @@ def sizes(model: BinarizedMLP) -> tuple[int, int]:
 
 
 def torch_half() -> torch.dtype:
-    """The type of a part, see :mod:`gradlab.evaluation.triton_kernels`."""
+    """The type of a part, see :mod:`gradlab.evaluation.gpu.kernels_mlp`."""
     return torch.float32 if interpreted() else torch.bfloat16
 
 
