@@ -18,6 +18,9 @@ from gradlab import __version__
 
 # Importing them registers their commands, in the order in which --help lists them.
 from gradlab.cli import sweeps, views  # noqa: F401
+
+# isort: split
+from gradlab.cli import machine  # noqa: F401
 from gradlab.cli.common import UsageError, WorkError, app
 
 

@@ -7,7 +7,6 @@ True
 from __future__ import annotations
 
 import math
-import time
 
 import torch
 
@@ -15,6 +14,7 @@ from gradlab._registry import Registry
 from gradlab.evaluation.population import GaussianPopulation
 from gradlab.studies import cells, students
 from gradlab.studies.base import Cell, Settings, Study
+from gradlab.studies.clock import now
 from gradlab.studies.gradient_quality import GradientQuality
 from gradlab.studies.loss_decrease import LossDecrease
 from gradlab.studies.trajectory import Trajectory
@@ -78,9 +78,9 @@ def seconds_per_forward_pass(cell: Cell, members: int = 8) -> float:
     try:
         fastest = math.inf
         for _ in range(3):
-            clock = time.perf_counter()
+            clock = now()
             objective.losses(population)
-            fastest = min(fastest, time.perf_counter() - clock)
+            fastest = min(fastest, now() - clock)
     finally:
         torch.set_num_threads(threads)
     return fastest / members

@@ -14,7 +14,6 @@ off below. Both need two repeats. The split-half cosine needs no reference.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,6 +29,7 @@ from gradlab.evaluation import Params
 from gradlab.objectives import LayeredObjective
 from gradlab.studies import cells
 from gradlab.studies.base import Cell, Row, Settings, Tables, number
+from gradlab.studies.clock import now
 from gradlab.studies.steps import PositiveFloat
 from gradlab.studies.students import cached, student_of
 
@@ -91,9 +91,9 @@ class GradientQuality:
         seconds: list[float] = []
         for repeat in range(settings.repeats):
             generator = cells.generator_of(cell, repeat)
-            clock = time.perf_counter()
+            clock = now()
             repeats.append(estimator.estimates(objective, params, generator=generator))
-            seconds.append(time.perf_counter() - clock)
+            seconds.append(now() - clock)
         rows: list[Row] = []
         layered = isinstance(objective, LayeredObjective)
         # Of the two reference widths only the one that was used is a column.

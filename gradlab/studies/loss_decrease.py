@@ -17,7 +17,6 @@ all layers says little about the hidden ones.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +31,7 @@ from gradlab.evaluation.population import num_coordinates
 from gradlab.objectives import Objective
 from gradlab.studies import cells
 from gradlab.studies.base import Cell, Row, Settings, Tables, number
+from gradlab.studies.clock import now
 from gradlab.studies.steps import Normalization, PositiveFloat, direction
 from gradlab.studies.students import student_of
 
@@ -121,11 +121,11 @@ class LossDecrease:
             )
         params = student_of(cell, scratch)
         before = float(objective.loss(params))
-        clock = time.perf_counter()
+        clock = now()
         estimates = cells.estimator_of(cell).estimates(
             objective, params, generator=cells.generator_of(cell)
         )
-        seconds = time.perf_counter() - clock
+        seconds = now() - clock
         rows: list[Row] = []
         for population, estimate in zip(cells.populations_of(cell), estimates, strict=True):
             key = cells.key_columns(cell, population, leave_out=("lr", "fresh", "step_layers"))
@@ -224,10 +224,10 @@ class _Measure:
         gradient, seconds = self.gradient, 0.0
         for index, (name, piece) in enumerate(self._pieces()):
             if index:
-                clock = time.perf_counter()
+                clock = now()
                 generator = cells.generator_of(self.cell)
                 gradient = estimator.estimate(objective, current, generator=generator).gradient
-                seconds += time.perf_counter() - clock
+                seconds += now() - clock
             move = direction(gradient, self.settings.normalize)[name]
             current[name] = current[name].clone()
             current[name].view(-1)[piece] -= lr * move.reshape(-1)[piece]

@@ -15,7 +15,6 @@ the machine's speed says. A run that diverges ends there, with a row without a l
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +25,7 @@ import torch
 from gradlab.estimators import GradientEstimate
 from gradlab.studies import cells
 from gradlab.studies.base import Cell, Row, Settings, Tables, number
+from gradlab.studies.clock import now
 from gradlab.studies.steps import Normalization, PositiveFloat, direction
 from gradlab.studies.students import student_of
 
@@ -127,11 +127,11 @@ class Trajectory:
             shrink = _shrink(settings, step)
             if settings.decay_width and shrink != width:
                 estimator, width = cells.estimator_of(_narrowed(cell, shrink)), shrink
-            clock = time.perf_counter()
+            clock = now()
             estimate = estimator.estimate(objective, params, generator=generator)
             move = direction(estimate.gradient, settings.normalize)
             params = {name: w - settings.lr * shrink * move[name] for name, w in params.items()}
-            cost.add(estimate, time.perf_counter() - clock)
+            cost.add(estimate, now() - clock)
         return {"trajectory": rows}
 
 

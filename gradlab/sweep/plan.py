@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradlab.sweep import provenance
 from gradlab.sweep.cells import Cell, group_labels
 from gradlab.sweep.expansion import expand
 from gradlab.sweep.spec import Spec
 from gradlab.sweep.store import FILE, Store, exists
-from gradlab.sweep.worker import torch_threads
 
-MEASURED_EXAMPLES = 32_768
+if TYPE_CHECKING:
+    from gradlab.sweep.rates import Work
+
 DRIVER_BYTES = 350 * 2**20  # Python with torch and pandas loaded, which works no cell itself
+# What a new worker takes to import torch and load compiled kernels: 2 to 4 s on a server's core.
+START_SECONDS = 3.0
+RECORDED = "finished cells' own time"
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,50 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Expense:
+    """One kind of work of the missing cells, over all of them.
+
+    Attributes:
+        kind: in words.
+        count: how many times it is done.
+        seconds: of doing it that often, on one worker.
+        fastest: seconds of doing it once, for the problem where that takes least.
+        slowest: the same where it takes most.
+    """
+
+    kind: str
+    count: float
+    seconds: float
+    fastest: float
+    slowest: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run would do.
 
     Attributes:
         groups: the cells by problem and estimator.
         jobs: number of workers assumed.
-        seconds: estimated wall time of the missing cells.
+        seconds: estimated wall time of the missing cells, with the start of the workers.
         bytes: estimated peak memory of all workers together.
+        expenses: what the time goes to, the largest first.
+        longest: seconds of the longest cell: no run is shorter.
+        start: seconds that workers take to start.
     """
 
     groups: list[Group]
     jobs: int
     seconds: float
     bytes: int
+    expenses: list[Expense]
+    longest: float
+    start: float = START_SECONDS
+
+    @property
+    def work(self) -> float:
+        """Seconds of all missing cells on one worker."""
+        return sum(expense.seconds for expense in self.expenses)
 
     def count(self, kind: str) -> int:
         """The sum of ``total``, ``done``, ``failed`` or ``missing`` over all groups."""
@@ -72,8 +106,9 @@ def plan(spec: Spec, results: str | Path = "results", jobs: int | None = None) -
     """Count the cells of a spec and estimate the time and memory of those that are missing.
 
     A cell's time is that of finished cells that differ from it in init and batch alone, where the
-    store has any; otherwise the time of one forward pass, measured here once per objective, times
-    the number of passes.
+    store has any; otherwise that of its kinds of work, each measured here once
+    (:mod:`gradlab.sweep.rates`). What cells share, such as a reference or a trained student, is
+    divided among them. Compiling is not counted: kernels are compiled once and kept on disk.
 
     Args:
         spec: what would run.
@@ -89,45 +124,69 @@ def plan(spec: Spec, results: str | Path = "results", jobs: int | None = None) -
     cells = expand(spec)
     jobs = jobs or default_jobs(spec.threads)
     stored = stored_cells(Path(results) / spec.name)
-    study = studies.create(spec.study)
-    known = _recorded_seconds(stored.values())
-    pass_seconds: dict[str, float] = {}
-    costs: dict[str, float] = {}
-    for cell in cells:
-        kind = _kind(cell.config)
-        if cell.hash in stored or kind in costs:
-            continue
-        if kind in known:
-            costs[kind] = known[kind]
-            continue
-        problem = json.dumps([cell.config["objective"], cell.config["threads"]], sort_keys=True)
-        if problem not in pass_seconds:
-            pass_seconds[problem] = _measure(cell.config)
-        costs[kind] = study.forward_passes(cell.config) * pass_seconds[problem]
     missing = [cell for cell in cells if cell.hash not in stored]
-    seconds = [costs[_kind(cell.config)] for cell in missing]
+    costs, expenses = _costs(missing, _recorded_seconds(stored.values()))
     # Work shared evenly, but no run is shorter than its longest cell.
-    wall = max(sum(seconds) / jobs, max(seconds, default=0.0))
+    longest = max(costs.values(), default=0.0)
+    wall = max(sum(costs.values()) / jobs, longest)
     largest = sorted((studies.bytes_needed(c.config) for c in missing), reverse=True)[:jobs]
     memory = sum(largest) + DRIVER_BYTES * (len(largest) > 1)
     return Plan(
         groups=group([(c.hash, c.config) for c in cells], stored, costs),
         jobs=jobs,
-        seconds=wall,
+        seconds=wall + START_SECONDS * bool(missing),
         bytes=memory,
+        expenses=expenses,
+        longest=longest,
     )
 
 
-def _measure(config: Mapping[str, Any]) -> float:
-    """Seconds of one forward pass on this machine; a large batch is measured on a part of it."""
-    from gradlab import studies
+def _costs(
+    missing: Sequence[Cell], known: Mapping[str, float]
+) -> tuple[dict[str, float], list[Expense]]:
+    """Estimated seconds of each cell by hash, and what they go to."""
+    if not missing:
+        return {}, []
+    from gradlab.sweep.rates import Rates
 
-    objective = config["objective"]
-    size = objective.get("batch_size") or 1
-    part = min(size, MEASURED_EXAMPLES)
-    smaller = {**objective, "batch_size": part} if "batch_size" in objective else objective
-    with torch_threads(config["threads"]):
-        return studies.seconds_per_forward_pass({**config, "objective": smaller}) * size / part
+    rates = Rates()
+    # By kind of cell: (words, work if it was measured, times, seconds of one).
+    parts: dict[str, list[tuple[str, Work | None, float, float]]] = {}
+    for cell in missing:
+        kind = _kind(cell.config)
+        if kind in parts:
+            continue
+        if kind in known:
+            parts[kind] = [(RECORDED, None, 1.0, known[kind])]
+        else:
+            parts[kind] = [(w.words, w, w.count, s) for w, s in rates.costs(cell.config)]
+    found = [(cell, part) for cell in missing for part in parts[_kind(cell.config)]]
+    sharers = Counter(_shared(work, cell) for cell, (_, work, _, _) in found)
+    costs: dict[str, float] = defaultdict(float)
+    tallies: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for cell, (words, work, count, seconds) in found:
+        owner = _shared(work, cell)
+        count = count / (sharers[owner] if owner else 1)
+        costs[cell.hash] += count * seconds
+        tallies[words].append((count, seconds))
+    expenses = [
+        Expense(
+            kind=words,
+            count=sum(count for count, _ in tally),
+            seconds=sum(count * seconds for count, seconds in tally),
+            fastest=min(seconds for _, seconds in tally),
+            slowest=max(seconds for _, seconds in tally),
+        )
+        for words, tally in tallies.items()
+    ]
+    return costs, sorted(expenses, key=lambda expense: -expense.seconds)
+
+
+def _shared(work: Work | None, cell: Cell) -> tuple[Any, ...] | None:
+    """Which piece of work this is where cells share it, otherwise None."""
+    if work is None or not work.once_per:
+        return None
+    return work.identity, *(cell.config[coordinate] for coordinate in work.once_per)
 
 
 def group(
@@ -140,17 +199,17 @@ def group(
     Args:
         cells: (hash, configuration).
         stored: what the store knows of cells, by hash, with their ``status``.
-        costs: estimated seconds by kind of cell; ``None`` leaves the estimate out.
+        costs: estimated seconds of the missing ones by hash; ``None`` leaves the estimate out.
     """
     tallies: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     labels = group_labels([config for _, config in cells])
-    for label, (key, config) in zip(labels, cells, strict=True):
+    for label, (key, _) in zip(labels, cells, strict=True):
         tally = tallies[label]
         status = stored[key]["status"] if key in stored else "missing"
         tally["total"] += 1
         tally[status] += 1
         if costs is not None and status == "missing":
-            tally["seconds"] += costs[_kind(config)]
+            tally["seconds"] += costs[key]
     return [
         Group(
             problem, estimator, int(tally["total"]), int(tally["done"]), int(tally["failed"]),

@@ -73,6 +73,15 @@ def test_without_numba_tensor_operations_give_the_right_losses_and_say_why(tmp_p
     assert all(line.startswith("tensor operations: Numba cannot be loaded (") for line in lines)
 
 
+def test_the_next_process_compiles_nothing(tmp_path: Path) -> None:
+    found = []
+    for _ in range(3):
+        run({}, tmp_path)
+        found.append(len(list(tmp_path.rglob("*.nbc"))))
+    assert found[0] > 10
+    assert found[1] == found[2]
+
+
 @pytest.mark.parametrize("weight", ["real", "binary"])
 def test_threads_and_parts_of_a_population_change_no_bit(weight: str) -> None:
     objective = TeacherStudent(12, 700, seed=0, depth=2, weight=weight)

@@ -71,8 +71,8 @@ def test_plan_before_and_after(call: Call, monkeypatch: pytest.MonkeyPatch) -> N
     status, text, _ = call("plan", "tiny.toml", "-j", 2)
     assert status == 0
     assert max(map(len, text.splitlines())) <= 80
-    # 24 cells of two passes of 45 s each, on two workers
-    assert "24 cells to run: about 18 min on 2 workers, about " in text
+    # 24 cells of two passes of 45 s each, on two workers that take three seconds to start
+    assert "24 cells to run: about 18 min 3 s on 2 workers, about " in text
     assert not Path("results").exists()
     call("run", "tiny.toml", "-j", 1, "--no-report")
     _, text, _ = call("plan", "tiny.toml", "inits=3", "--json", "-j", 1)

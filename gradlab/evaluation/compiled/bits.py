@@ -11,18 +11,23 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import njit
 
 from gradlab.evaluation.compiled import mlp as kernel
 from gradlab.evaluation.compiled.mlp import ROUNDING, tabulate
-from gradlab.evaluation.compiled.parts import DIGEST, account, aligned32, aligned32i, aligned64
+from gradlab.evaluation.compiled.parts import (
+    account,
+    aligned32,
+    aligned32i,
+    aligned64,
+    kernel_function,
+)
 from gradlab.evaluation.compiled.tiles import BLOCK, EXAMPLES, count_tile, input_tile, pointer
 
 # Examples whose tables are made at a time: they stay in the first-level cache for all members.
 _TOGETHER = 32
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _pack_signs(weights, rows, columns, words, across, out):
     """Signs of ``(rows, columns)`` as 32-bit words ``(rows, words)`` or ``(words, across)``."""
     for row in range(rows):
@@ -35,7 +40,7 @@ def _pack_signs(weights, rows, columns, words, across, out):
             out[place] = np.int32(bits)
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _signed_sums(inputs, at, columns, lane, groups, pattern, out, out_at):
     """All sixteen signed sums of each four inputs of one example, eight examples beside each other.
 
@@ -51,7 +56,7 @@ def _signed_sums(inputs, at, columns, lane, groups, pattern, out, out_at):
                 out[here + entry] += x * pattern[16 * j + entry]
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _settle_signs(
     scratch, vectors, first, rows, radius, norms, at, exact, exact_at, inputs, inputs_at, columns,
     lane, codes, codes_at,
@@ -79,10 +84,9 @@ def _settle_signs(
 @functools.cache
 def compiled():
     """The evaluator; its arguments are those of :func:`.mlp.compiled`'s ``evaluate``."""
-    digest = DIGEST
     outputs_of_codes = kernel.compiled(1, 1).outputs_of_codes
 
-    @njit(nogil=True, cache=True)
+    @kernel_function()
     def count_layer(signs, at, codes, in_at, out_at, rows, words):
         least = np.int32(-(rows // 2) - 1)
         for word in range(words):
@@ -99,7 +103,7 @@ def compiled():
                 else:
                     count_tile(4, signs, place, here, codes, in_at + column, least, codes, goal)
 
-    @njit(nogil=True, cache=True)
+    @kernel_function()
     def walk(
         inputs, norms, targets, labels, exact, sizes, kind, examples, out, settled, outputs, first,
         later, head, codes, sums, pattern, floats, doubles,
@@ -165,13 +169,11 @@ def compiled():
                     kind, member, y, origin, goals, answers, results, width, block, here, examples
                 )
 
-    @njit(nogil=True, cache=True)
+    @kernel_function()
     def evaluate(
         inputs, norms, targets, labels, factors, front, weights, exact, sizes, binary, edges,
         exact_edges, levels, kind, examples, out, settled, outputs,
     ):  # fmt: skip
-        if not digest:
-            return
         columns, rows, depth, width = sizes
         members, words = weights.shape[0], (rows + 31) // 32
         groups, across = (columns + 3) // 4, 32 * words

@@ -12,21 +12,20 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import njit
 
 from gradlab.evaluation.compiled import mlp as kernel
 from gradlab.evaluation.compiled.mlp import _tile_rows, _tile_width, pack
 from gradlab.evaluation.compiled.parts import (
-    DIGEST,
     aligned32,
     aligned32i,
     aligned64,
     cross_entropy,
+    kernel_function,
 )
 from gradlab.evaluation.compiled.tiles import BLOCK, pointer, value_tile
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _raw_layer(packed, packed_at, inputs, columns, rows, none, scratch, z):
     """Pre-activations ``(rows, 128)`` of values ``(columns, 128)``."""
     row = 0
@@ -41,7 +40,7 @@ def _raw_layer(packed, packed_at, inputs, columns, rows, none, scratch, z):
         row += height
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _transpose(values, rows, width, out):
     """``(rows, 128)`` to ``(128, width)``; what pads a row stays as it is."""
     for row in range(rows):
@@ -52,13 +51,12 @@ def _transpose(values, rows, width, out):
 @functools.cache
 def compiled(thresholds, tables):
     """Sums of loss differences for activations of so many thresholds."""
-    digest = DIGEST
     functions = kernel.compiled(thresholds, tables)
     hidden_layers, prepare = functions.hidden_layers, functions.prepare
     outputs_of_codes, outputs_of_values = functions.outputs_of_codes, functions.outputs_of_values
     bits = 1 if thresholds == 1 else 2
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables)
     def next_codes(z, at, column, column_at, change, rows, edges, levels, lane, codes, hidden):
         """Activations behind next pre-activations moved by ``change`` times a column."""
         if tables:
@@ -80,7 +78,7 @@ def compiled(thresholds, tables):
                     code += moved >= edges[t]
                 hidden[r * BLOCK + lane] = levels[code]
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables)
     def add_crossings(z, edge, x, x_at, up, down, at, columns, jump, out):
         """Add what one example's crossing changes to every weight of a neuron."""
         for j in range(columns):
@@ -88,7 +86,7 @@ def compiled(thresholds, tables):
             lowered = z + down[at + j] * x[x_at + j] >= edge
             out[at + j] += jump * (np.float64(raised) - np.float64(lowered))
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables)
     def output_error(base, targets, values, rows, width, here, out):
         """Σ error · activation of every output weight."""
         for j in range(width):
@@ -99,7 +97,7 @@ def compiled(thresholds, tables):
                     total += error * np.float64(values[k * BLOCK + lane])
                 out[j, k] += total
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables)
     def output_entropy(base, labels, values, rows, width, here, epsilon, out):
         """Σ ℓ(w + ε) - ℓ(w - ε) of every output weight, as in ``coordinates``."""
         for lane in range(here):
@@ -122,7 +120,7 @@ def compiled(thresholds, tables):
                         previous = value
                     out[j, k] += change
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables)
     def flush(layer, count, block, sizes, padded, entropy, network, work, batch, found_here, moves):
         """Carry the gathered candidates to the loss and add what their crossings change."""
         packed, head, radius, exact, edges, exact_edges, levels, stride, half = network
@@ -161,7 +159,7 @@ def compiled(thresholds, tables):
                 columns if layer == 0 else rows, signs[index] * change, pointer(out),
             )  # fmt: skip
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables)
     def differences(
         inputs, norms, targets, labels, weights, exact, sizes, binary, edges, exact_edges, levels,
         entropy, examples, ups, downs, first_neuron, last_neuron, epsilon, out, head_out,
@@ -171,8 +169,6 @@ def compiled(thresholds, tables):
         ups, downs and out ``(depth, rows, padded)``: float32 steps, float64 sums. head_out
         ``(outputs, rows)`` is that of the output layer; filled by whoever has the first neuron.
         """
-        if not digest:
-            return
         columns, rows, depth, width = sizes
         padded = ups.shape[2]
         groups = (rows + (4 // bits) - 1) // (4 // bits)

@@ -15,9 +15,14 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
-from gradlab.evaluation.compiled.parts import DIGEST, account, aligned32, aligned32i, aligned64
+from gradlab.evaluation.compiled.parts import (
+    account,
+    aligned32,
+    aligned32i,
+    aligned64,
+    kernel_function,
+)
 from gradlab.evaluation.compiled.tiles import (
     BLOCK,
     FROM_CODES,
@@ -37,7 +42,7 @@ ROUNDING = 2.0**-24
 (_R0, _V0), (_R1, _V1), (_R2, _V2), (_R3, _V3) = ((SHAPES[0],) * (4 - len(SHAPES))) + SHAPES
 
 
-@njit(nogil=True, cache=True, inline="always")
+@kernel_function()
 def _tile_rows(row, rows):
     """Rows of the tile that starts at ``row``: as many as are left allow."""
     left = rows - row
@@ -50,7 +55,7 @@ def _tile_rows(row, rows):
     return _R3
 
 
-@njit(nogil=True, cache=True, inline="always")
+@kernel_function()
 def _tile_width(height):
     """Examples of a tile of this height."""
     if height == _R0:
@@ -62,7 +67,7 @@ def _tile_width(height):
     return _V3 * LANES
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def pack(weights, rows, columns, out):
     """``(rows, columns)`` into tiles: the rows of a tile lie beside each other."""
     row = 0
@@ -74,7 +79,7 @@ def pack(weights, rows, columns, out):
         row += height
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def pack_pairs(weights, rows, columns, out):
     """The same as pairs of bfloat16 in 32-bit words; the weights are representable."""
     bits = weights.view(np.uint32)
@@ -92,7 +97,7 @@ def pack_pairs(weights, rows, columns, out):
         row += height
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def tabulate(weights, rows, columns, levels, tiled, out):
     """Tables of sixteen sums, one for each code of a group of inputs, rounded once.
 
@@ -126,7 +131,7 @@ def tabulate(weights, rows, columns, levels, tiled, out):
         row += height
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def largest_norms(weights, rows, columns):
     """The largest Euclidean norm and the largest sum of magnitudes of a row."""
     largest_square, largest_sum = np.float32(0.0), np.float32(0.0)
@@ -141,7 +146,7 @@ def largest_norms(weights, rows, columns):
     return np.sqrt(largest_square), largest_sum
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _find_near(scratch, size, width, column, edges, thresholds, radius, norms, norms_at, hits):
     """Which of a tile's pre-activations lie within reach of a threshold; how many."""
     found = 0
@@ -155,7 +160,7 @@ def _find_near(scratch, size, width, column, edges, thresholds, radius, norms, n
     return found
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _exact_sum(weights, weights_at, inputs, inputs_at, depth, lane):
     total = 0.0
     for k in range(depth):
@@ -164,7 +169,7 @@ def _exact_sum(weights, weights_at, inputs, inputs_at, depth, lane):
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _exact_sum_of_codes(weights, weights_at, codes, codes_at, depth, lane, bits, levels):
     total = 0.0
     for k in range(depth):
@@ -174,7 +179,7 @@ def _exact_sum_of_codes(weights, weights_at, codes, codes_at, depth, lane, bits,
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _code(z, edges, thresholds):
     code = 0
     for t in range(thresholds):
@@ -183,7 +188,7 @@ def _code(z, edges, thresholds):
     return code
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def _set_code(codes, codes_at, row, lane, bits, code):
     at, shift = codes_at + (row * bits // 32) * BLOCK + lane, (row * bits) % 32
     mask = np.uint32(2**bits - 1) << np.uint32(shift)
@@ -208,12 +213,11 @@ def compiled(thresholds, tables, pairs=0):
     With ``pairs`` the first layer multiplies bfloat16. Compiled when first called, then cached on
     disk.
     """
-    digest = DIGEST
     bits = 1 if thresholds == 1 else 2
     together = 4 // bits
     source = FROM_PAIRS if pairs else FROM_VALUES
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables, pairs)
     def value_layer(
         packed, packed_at, factors, factors_at, steps, weights, weights_at, inputs, inputs_at,
         columns, rows, edges, exact_edges, levels, radius, norms, norms_at, scratch, hits, codes,
@@ -270,7 +274,7 @@ def compiled(thresholds, tables, pairs=0):
             row += height
         return settled
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables, pairs)
     def code_layer(
         table, table_at, weights, weights_at, codes, in_at, out_at, rows, edges, exact_edges,
         levels, radius, norms, scratch, hits,
@@ -312,7 +316,7 @@ def compiled(thresholds, tables, pairs=0):
             row += height
         return settled
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables, pairs)
     def outputs_of_codes(table, table_at, codes, codes_at, columns, outputs, y):
         groups = (columns + together - 1) // together
         for j in range(outputs):
@@ -322,18 +326,18 @@ def compiled(thresholds, tables, pairs=0):
 
     if not tables:
         # Never called, but compiled: without the instructions that this processor may not have.
-        @njit(nogil=True, cache=True)
+        @kernel_function(thresholds, tables, pairs)
         def code_layer(
             table, table_at, weights, weights_at, codes, in_at, out_at, rows, edges, exact_edges,
             levels, radius, norms, scratch, hits,
         ):  # fmt: skip
             return 0
 
-        @njit(nogil=True, cache=True)
+        @kernel_function(thresholds, tables, pairs)
         def outputs_of_codes(table, table_at, codes, codes_at, columns, outputs, y):
             return
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables, pairs)
     def outputs_of_values(weights, weights_at, hidden, hidden_at, columns, outputs, y):
         for j in range(outputs):
             for lane in range(BLOCK):
@@ -344,7 +348,7 @@ def compiled(thresholds, tables, pairs=0):
                 for lane in range(BLOCK):
                     y[j * BLOCK + lane] += weight * np.float64(hidden[at + lane])
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables, pairs)
     def hidden_layers(
         packed, packed_at, stride, weights, weights_at, sizes, edges, exact_edges, levels, radius,
         radius_at, ones, scratch, hits, codes, hidden, half, begin,
@@ -372,7 +376,7 @@ def compiled(thresholds, tables, pairs=0):
             packed_at += stride
         return at, settled
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables, pairs)
     def prepare(weights, exact, sizes, binary, levels, front, packed, head, radius):
         """Weights in the order of the tiles, tables, and how far rounding reaches."""
         columns, rows, depth, width = sizes
@@ -404,7 +408,7 @@ def compiled(thresholds, tables, pairs=0):
             if tables:
                 tabulate(exact[member, output_at:], width, rows, levels, False, head[member])
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables, pairs)
     def walk(
         inputs, norms, targets, labels, factors, exact, sizes, edges, exact_edges, levels, kind,
         examples, out, settled, outputs, front, packed, head, radius, codes, hidden, floats, hits,
@@ -476,7 +480,7 @@ def compiled(thresholds, tables, pairs=0):
                     kind, member, y, origin, goals, answers, results, width, block, here, examples
                 )
 
-    @njit(nogil=True, cache=True)
+    @kernel_function(thresholds, tables, pairs)
     def evaluate(
         inputs, norms, targets, labels, factors, front, weights, exact, sizes, binary, edges,
         exact_edges, levels, kind, examples, out, settled, outputs,
@@ -490,8 +494,6 @@ def compiled(thresholds, tables, pairs=0):
         exact ``(P, d)`` what it stands for; sizes (inputs, rows, depth, outputs); out and settled
         ``(P,)``; outputs ``(P, B, m)``.
         """
-        if not digest:  # keeps the digest among what the cache compares
-            return
         members = weights.shape[0]
         _, rows, depth, width = sizes
         groups = (rows + together - 1) // together

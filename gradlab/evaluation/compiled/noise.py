@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import types
 from torch import Tensor
 
+from gradlab.evaluation.compiled.parts import kernel_function
+from gradlab.evaluation.compiled.tiles import tile
 from gradlab.evaluation.noise import (
     COSINE,
     LN2_HIGH,
@@ -28,7 +29,7 @@ _LANES = 64
 f32, i32, u32, u64 = np.float32, np.int32, np.uint32, np.uint64
 
 
-@intrinsic
+@tile
 def _bits(typing, value):
     """The bits of a float32 as an int32."""
     if value != types.float32:
@@ -40,7 +41,7 @@ def _bits(typing, value):
     return types.int32(types.float32), emit
 
 
-@intrinsic
+@tile
 def _float(typing, value):
     """The float32 of an int32's bits."""
     if value != types.int32:
@@ -52,7 +53,7 @@ def _float(typing, value):
     return types.float32(types.int32), emit
 
 
-@njit(inline="always")
+@kernel_function()
 def _log_uniform(word):
     bits = _bits(f32(i32(((word >> u32(9)) << u32(1)) | u32(1))))
     exponent = i32(i32(bits - i32(SQRT_HALF_BITS)) >> i32(23))
@@ -71,7 +72,7 @@ def _log_uniform(word):
     return scale * f32(LN2_HIGH) + (x + (tail - f32(0.5) * square))
 
 
-@njit(inline="always")
+@kernel_function()
 def _pair(first, second):
     radius = np.sqrt(f32(-2.0) * _log_uniform(first))
     shifted = i32(i32(second >> u32(9)) + i32(2**20))
@@ -96,7 +97,7 @@ def _pair(first, second):
     return radius * left, radius * right
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def fill(out, first, low, stream, key):
     """Rows are members from ``first`` on, columns blocks of four coordinates from ``low`` on."""
     # Words stay in 64-bit lanes, of which the multiplier reads the lower half: nothing to pack.

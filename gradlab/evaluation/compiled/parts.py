@@ -12,17 +12,33 @@ from gradlab.evaluation.compiled.tiles import BLOCK, squared_decrease, squared_e
 
 SQUARED_ERROR, CROSS_ENTROPY, OUTPUTS, SQUARED_DECREASE, ENTROPY_DECREASE = range(5)
 
-# Numba's cache notices a change in a function's own file alone. This digest of all of them is a
-# constant of every kernel, so that a change in any counts.
-DIGEST = hashlib.sha256(
-    b"".join(
-        (Path(__file__).parent / f"{name}.py").read_bytes()
-        for name in ("tiles", "parts", "mlp", "bits", "coordinates")
-    )
-).hexdigest()[:16]
+_FOLDER = Path(__file__).parent
+DIGEST = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(_FOLDER.glob("*.py")))).hexdigest()
 
 
-@njit(nogil=True, cache=True)
+def kernel_function(*values):
+    """``njit`` for functions of a module, or of a factory called with ``values``, cached on disk.
+
+    Numba's cache needs help in two ways. It notices a change in a function's own file alone, and
+    would run kernels with the tiles of yesterday: here the stamp is that of all files. And its keys
+    hold the names of the functions that a closure calls, which Numba draws anew in every process,
+    so that nothing would ever be found: here they stay the same.
+    """
+
+    def decorate(function):
+        dispatcher = njit(nogil=True, cache=True)(function)
+        file = getattr(dispatcher._cache, "_cache_file", None)
+        if not hasattr(file, "_source_stamp"):  # no cache is better than a stale one
+            dispatcher = njit(nogil=True)(function)
+        else:
+            file._source_stamp = (*file._source_stamp, DIGEST)
+        dispatcher._set_uuid(f"{function.__module__}.{function.__qualname__}{values}")
+        return dispatcher
+
+    return decorate
+
+
+@kernel_function()
 def aligned32(size):
     """Float32 zeros at the start of a cache line, which vectors then never straddle."""
     whole = np.zeros(size + 16, np.float32)
@@ -30,7 +46,7 @@ def aligned32(size):
     return whole[skip : skip + size]
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def aligned32i(size):
     """The same of int32."""
     whole = np.zeros(size + 16, np.int32)
@@ -38,7 +54,7 @@ def aligned32i(size):
     return whole[skip : skip + size]
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def aligned64(size):
     """The same of float64."""
     whole = np.zeros(size + 8, np.float64)
@@ -46,7 +62,7 @@ def aligned64(size):
     return whole[skip : skip + size]
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def cross_entropy(y, label, lane, outputs):
     """-log softmax of one example's label; y ``(outputs, 128)``."""
     largest = y[lane]
@@ -58,7 +74,7 @@ def cross_entropy(y, label, lane, outputs):
     return np.log(total) + (largest - y[label * BLOCK + lane])
 
 
-@njit(nogil=True, cache=True)
+@kernel_function()
 def account(kind, member, y, origin, targets, labels, results, width, block, here, examples):
     """What a member's outputs on one block add to its sum; outputs may also be kept.
 

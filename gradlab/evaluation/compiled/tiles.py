@@ -56,6 +56,16 @@ class _BFloat(ir.Type):
         return hash(_BFloat)
 
 
+def tile(function):
+    """An intrinsic with literal arguments, under a name that is the same in every process.
+
+    The caches of the kernels that use it hold that name; Numba would draw one anew each time.
+    """
+    found = intrinsic(prefer_literal=True)(function)
+    found._set_uuid(f"{function.__module__}.{function.__qualname__}")
+    return found
+
+
 def _vector(element, lanes=LANES):
     return ir.VectorType(element, lanes)
 
@@ -90,7 +100,7 @@ def _store(builder, value, pointer, offset):
     builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=4)
 
 
-@intrinsic
+@tile
 def pointer(typing, array):
     """Where a contiguous array's numbers start. Whoever uses it keeps the array alive.
 
@@ -336,7 +346,7 @@ def _for_shape(builder, height, emit):
 FROM_VALUES, FROM_CODES, FROM_PAIRS = range(3)
 
 
-@intrinsic(prefer_literal=True)
+@tile
 def code_tile(
     typing, thresholds, source, height,
     weights, weights_at, inputs, inputs_at, depth,
@@ -369,7 +379,7 @@ def code_tile(
     return signature, emit
 
 
-@intrinsic(prefer_literal=True)
+@tile
 def value_tile(
     typing, thresholds, height,
     weights, weights_at, inputs, inputs_at, depth,
@@ -410,7 +420,7 @@ def value_tile(
     return signature, emit
 
 
-@intrinsic(prefer_literal=True)
+@tile
 def output_tile(typing, tables, tables_at, inputs, inputs_at, groups, out, out_at):
     """One output neuron in float64 for sixteen examples: tables ``(groups, 16)`` float64."""
     signature = types.void(tables, types.int64, inputs, types.int64, types.int64, out, types.int64)
@@ -450,7 +460,7 @@ EXAMPLES = 8
 """Examples of an input tile."""
 
 
-@intrinsic(prefer_literal=True)
+@tile
 def input_tile(
     typing, vectors, tables, tables_at, groups, words, words_at, stride, reach, valid, scratch, out,
     out_at,
@@ -513,7 +523,7 @@ def input_tile(
     return signature, emit
 
 
-@intrinsic(prefer_literal=True)
+@tile
 def count_tile(typing, words, weights, weights_at, rows, inputs, inputs_at, least, out, out_at):
     """Up to 32 binary neurons with binary inputs, for one vector of examples: one word of codes.
 
@@ -574,7 +584,7 @@ def _sum_over(builder, count, terms):
     return total
 
 
-@intrinsic
+@tile
 def squared_error(typing, outputs, targets, targets_at, count):
     """Σ (y - t)², y rounded to float32 as a network's output is; count a multiple of 16."""
     signature = types.float64(outputs, targets, types.int64, types.int64)
@@ -595,7 +605,7 @@ def squared_error(typing, outputs, targets, targets_at, count):
     return signature, emit
 
 
-@intrinsic
+@tile
 def squared_decrease(typing, origin, outputs, targets, targets_at, count):
     """Σ (y₀ - t)² - (y - t)², as (y₀ - y)(y₀ + y - 2t), which keeps a small difference's digits."""
     signature = types.float64(origin, outputs, targets, types.int64, types.int64)
