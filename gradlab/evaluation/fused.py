@@ -148,7 +148,7 @@ class FusedMLPEvaluator:
         """Loss differences over ±epsilon of every finite weight, float64, by sparse flips."""
         model = self.model
         layers = [params[name].detach() for name in model.layer_names]
-        padded = -(-max(model.num_dim, layers[0].shape[1]) // 16) * 16
+        padded = -(-max(model.num_dim, layers[0].shape[1]) // 32) * 32
         ups, downs = np.zeros((2, model.depth, model.num_dim, padded), np.float32)
         for layer, name in enumerate(model.layer_names[:-1]):
             up, down = coordinates.steps(model, params, name, epsilon)

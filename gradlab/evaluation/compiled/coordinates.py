@@ -22,7 +22,13 @@ from gradlab.evaluation.compiled.parts import (
     cross_entropy,
     kernel_function,
 )
-from gradlab.evaluation.compiled.tiles import BLOCK, pointer, value_tile
+from gradlab.evaluation.compiled.tiles import (
+    BLOCK,
+    add_crossings,
+    moved_signs,
+    pointer,
+    value_tile,
+)
 
 
 @kernel_function()
@@ -48,6 +54,19 @@ def _transpose(values, rows, width, out):
             out[lane * width + row] = values[row * BLOCK + lane]
 
 
+@kernel_function()
+def _largest(values, rows, out):
+    """A hair more than the largest magnitude of every example."""
+    for lane in range(BLOCK):
+        out[lane] = np.float32(0.0)
+    for row in range(rows):
+        for lane in range(BLOCK):
+            magnitude = abs(values[row * BLOCK + lane])
+            out[lane] = magnitude if magnitude > out[lane] else out[lane]
+    for lane in range(BLOCK):
+        out[lane] *= np.float32(1.00001)
+
+
 @functools.cache
 def compiled(thresholds, tables):
     """Sums of loss differences for activations of so many thresholds."""
@@ -57,9 +76,29 @@ def compiled(thresholds, tables):
     bits = 1 if thresholds == 1 else 2
 
     @kernel_function(thresholds, tables)
+    def _activate(z, size, edges, levels, values):
+        if thresholds == 1:
+            low, high, edge = np.float32(levels[0]), np.float32(levels[1]), edges[0]
+            for index in range(size):
+                values[index] = high if z[index] >= edge else low
+        else:
+            for index in range(size):
+                code = 0
+                for t in range(thresholds):
+                    code += z[index] >= edges[t]
+                values[index] = levels[code]
+
+    @kernel_function(thresholds, tables)
     def next_codes(z, at, column, column_at, change, rows, edges, levels, lane, codes, hidden):
         """Activations behind next pre-activations moved by ``change`` times a column."""
-        if tables:
+        if tables and thresholds == 1:
+            for word in range((rows + 31) // 32):
+                left, first = rows - 32 * word, 32 * word
+                valid = np.int32(-1) if left >= 32 else np.int32((1 << left) - 1)
+                codes[word * BLOCK + lane] = moved_signs(
+                    z, at + first, column, column_at + first, change, valid
+                )
+        elif tables:
             for word in range((rows * bits + 31) // 32):
                 packed = np.uint32(0)
                 first = word * 32 // bits
@@ -77,14 +116,6 @@ def compiled(thresholds, tables):
                 for t in range(thresholds):
                     code += moved >= edges[t]
                 hidden[r * BLOCK + lane] = levels[code]
-
-    @kernel_function(thresholds, tables)
-    def add_crossings(z, edge, x, x_at, up, down, at, columns, jump, out):
-        """Add what one example's crossing changes to every weight of a neuron."""
-        for j in range(columns):
-            raised = z + up[at + j] * x[x_at + j] >= edge
-            lowered = z + down[at + j] * x[x_at + j] >= edge
-            out[at + j] += jump * (np.float64(raised) - np.float64(lowered))
 
     @kernel_function(thresholds, tables)
     def output_error(base, targets, values, rows, width, here, out):
@@ -156,7 +187,7 @@ def compiled(thresholds, tables):
             add_crossings(
                 z[layer, neuron * BLOCK + lane], edges[steps[index]], pointer(x_rows[layer]),
                 lane * padded, pointer(ups), pointer(downs), (layer * rows + neuron) * padded,
-                columns if layer == 0 else rows, signs[index] * change, pointer(out),
+                padded, signs[index] * change, pointer(out),
             )  # fmt: skip
 
     @kernel_function(thresholds, tables)
@@ -227,12 +258,9 @@ def compiled(thresholds, tables):
                     pointer(z[layer]),
                 )  # fmt: skip
                 begin += rows * wide
-                for index in range(rows * BLOCK):
-                    code = 0
-                    for t in range(thresholds):
-                        code += z[layer, index] >= edges[t]
-                    values[layer, index] = levels[code]
-                _transpose(z[layer], rows, padded, z_rows[layer])
+                _activate(pointer(z[layer]), rows * BLOCK, edge32, level, pointer(values[layer]))
+                if layer:  # the first layer's are never corrected
+                    _transpose(z[layer], rows, padded, z_rows[layer])
                 _transpose(source, wide, padded, x_rows[layer])
             outputs_of_values(
                 pointer(exact), output_at, pointer(values[depth - 1]), 0, rows, width, pointer(base)
@@ -249,11 +277,8 @@ def compiled(thresholds, tables):
                     output_error(base, targets[block], last_values, rows, width, here, head_out)
             for layer in range(depth):
                 wide = columns if layer == 0 else rows
-                for lane in range(here):
-                    most = np.float32(0.0)
-                    for j in range(wide):
-                        most = max(most, abs(x_rows[layer, lane * padded + j]))
-                    largest[lane] = most * np.float32(1.00001)
+                source = inputs[block].reshape(-1) if layer == 0 else values[layer - 1]
+                _largest(pointer(source), wide, pointer(largest))
                 count = 0
                 for neuron in range(first_neuron, last_neuron):
                     reach = np.float32(0.0)
@@ -266,10 +291,12 @@ def compiled(thresholds, tables):
                             near[found] = lane
                             distance = abs(z[layer, neuron * BLOCK + lane] - edges[t])
                             found += distance <= reach * largest[lane]
-                        # Both levels beside the threshold; one of them may be the present one.
-                        for item in range(2 * found):
-                            lane, side = near[item // 2], item % 2
+                        # Both levels beside the threshold but the present one: of two, the other.
+                        for item in range(found if thresholds == 1 else 2 * found):
+                            lane, side = near[item // (1 if thresholds == 1 else 2)], item % 2
                             value = values[layer, neuron * BLOCK + lane]
+                            if thresholds == 1:
+                                side = np.int64(z[layer, neuron * BLOCK + lane] < edges[0])
                             change = np.float32(levels[t + side]) - value
                             if change == 0.0:
                                 continue

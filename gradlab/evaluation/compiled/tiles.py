@@ -627,3 +627,67 @@ def squared_decrease(typing, origin, outputs, targets, targets_at, count):
         return _sum_over(builder, count, term)
 
     return signature, emit
+
+
+@tile
+def moved_signs(typing, z, at, column, column_at, change, valid):
+    """Bits of z + change · column ≥ 0 for 32 neurons, those among ``valid``."""
+    signature = types.int32(z, types.int64, column, types.int64, types.float32, types.int32)
+
+    def emit(context, builder, signature, values):
+        z, at, column, column_at, change, valid = values
+        vector = _vector(_F32, 16)
+        step = _splat(builder, change, 16)
+        word = valid.type(0)
+        for half in range(2):
+            here = _load(builder, z, builder.add(at, _index(16 * half)), vector)
+            weight = _load(builder, column, builder.add(column_at, _index(16 * half)), vector)
+            moved = builder.fadd(here, builder.fmul(step, weight))
+            signs = builder.fcmp_ordered(">=", moved, _constant(vector, 0.0))
+            bits = builder.zext(builder.bitcast(signs, _I16), _I32)
+            word = builder.or_(word, builder.shl(bits, _I32(16 * half)))
+        return builder.and_(word, valid)
+
+    return signature, emit
+
+
+@tile
+def add_crossings(typing, z, edge, x, x_at, up, down, at, count, jump, out):
+    """Out += jump · ([z + up · x ≥ edge] - [z + down · x ≥ edge]), ``count`` a multiple of 16."""
+    signature = types.void(
+        types.float32, types.float32, x, types.int64, up, down, types.int64, types.int64,
+        types.float64, out,
+    )  # fmt: skip
+
+    def emit(context, builder, signature, values):
+        z, edge, x, x_at, up, down, at, count, jump, out = values
+        vector, sums = _vector(_F32, 16), _vector(_F64, 8)
+        level, start = _splat(builder, edge, 16), _splat(builder, z, 16)
+        gain, zero = _splat(builder, jump, 8), _constant(sums, 0.0)
+
+        def step(k, state):
+            offset = builder.mul(k, _index(16))
+            here = builder.add(at, offset)
+            value = _load(builder, x, builder.add(x_at, offset), vector)
+            reached = []
+            for move in (up, down):
+                moved = builder.fmul(_load(builder, move, here, vector), value)
+                moved = builder.fadd(start, moved)
+                reached.append(builder.fcmp_ordered(">=", moved, level))
+            for half in range(2):
+                lanes = ir.Constant(_vector(_I32, 8), list(range(8 * half, 8 * half + 8)))
+                raised, lowered = (
+                    builder.select(builder.shuffle_vector(mask, mask, lanes), gain, zero)
+                    for mask in reached
+                )
+                place = builder.add(here, _index(8 * half))
+                total = builder.fadd(
+                    _load(builder, out, place, sums), builder.fsub(raised, lowered)
+                )
+                _store(builder, total, out, place)
+            return []
+
+        _loop(builder, builder.sdiv(count, _index(16)), [], step)
+        return context.get_dummy_value()
+
+    return signature, emit
