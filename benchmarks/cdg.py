@@ -93,7 +93,6 @@ def measure(
             for name, values in seconds.items()
         },
         "times_faster": faster,
-        "rival": min(("prefix_cached", "rank_one"), key=lambda name: faster[name]["median"]),
         "largest_entry": largest,
         "largest_difference": {
             name: float((gradients[name] - gradients["sparse"]).abs().max()) / largest

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from gradlab.binary import sign
 from gradlab.evaluation import Params
-from gradlab.evaluation.module.evaluator import ModuleEvaluator
 from gradlab.evaluation.module.coordinates import DifferenceStats, module_differences
+from gradlab.evaluation.module.evaluator import ModuleEvaluator
 
 _CLASSES = 10
 

@@ -13,7 +13,7 @@ import gradlab
 from gradlab import cli
 
 COMMANDS = ["run", "retry", "plan", "status", "failed", "export", "compare", "figures", "report",
-            "list"]  # fmt: skip
+            "list", "bench"]  # fmt: skip
 Call = Callable[..., tuple[int, str, str]]
 
 

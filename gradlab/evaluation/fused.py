@@ -48,6 +48,8 @@ from gradlab.models.mlp import BinarizedMLP
 # cache, for they are read again for every block.
 _CHUNK_FLOATS = 2**17
 _CHUNK_MEMBERS = 1024
+# Members, and floats of members, that are drawn at a time: a megabyte at most.
+_DRAWN_MEMBERS, _DRAWN_FLOATS = 4096, 2**18
 # Members of bits: many, for they share the sums of inputs.
 _BIT_MEMBERS = 128
 
@@ -121,10 +123,14 @@ class FusedMLPEvaluator:
             weights = _flat(pop.members(part))
             finite = _finite(weights)
             weights = self._effective(weights)
-            losses, settled = self._call(kind, weights, weights)
+            pieces = [weights[a:b] for a, b in pop.chunks(len(weights), self._chunk)]
+            found = [self._call(kind, piece, piece) for piece in pieces]
+            losses, settled = (np.concatenate(each) for each in zip(*found, strict=True))
             return losses, np.where(finite, settled, -1)
 
-        return self._over_chunks(population, evaluate)
+        # Members are drawn for many chunks at once, since each drawing has its own price in Python.
+        drawn = max(self._chunk, min(_DRAWN_MEMBERS, _DRAWN_FLOATS // self._coordinates))
+        return self._over_chunks(population, evaluate, drawn)
 
     def decreases(self, params: Params, population: Population) -> tuple[Tensor, Tensor]:
         """loss(params) - loss(member), ``(P,)`` float64, differences per example in float64.
@@ -142,7 +148,7 @@ class FusedMLPEvaluator:
             out, settled = self._call(kind, exact.astype(np.float32), exact)
             return out[1:], np.where(finite, settled, -1)[1:]
 
-        return self._over_chunks(population, evaluate)
+        return self._over_chunks(population, evaluate, self._chunk)
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         """Loss differences over ±epsilon of every finite weight, float64, by sparse flips."""
@@ -176,9 +182,11 @@ class FusedMLPEvaluator:
             for name, each in zip(model.layer_names, found, strict=True)
         }
 
-    def _over_chunks(self, population: Population, evaluate: Any) -> tuple[Tensor, Tensor]:
+    def _over_chunks(
+        self, population: Population, evaluate: Any, length: int
+    ) -> tuple[Tensor, Tensor]:
         size, threads = pop.size(population), torch.get_num_threads()
-        chunks = pop.chunks(size, min(self._chunk, -(-size // threads)))
+        chunks = pop.chunks(size, min(length, -(-size // threads)))
         pieces = [(pop.part(population, start, stop),) for start, stop in chunks]
         results = _in_threads(evaluate, pieces)
         losses, settled = (np.concatenate(each) for each in zip(*results, strict=True))
@@ -191,7 +199,7 @@ class FusedMLPEvaluator:
             return _BIT_MEMBERS
         per_group = 4 if self._thresholds == 1 else 2
         widening = 16 / per_group if self.tables and self._thresholds else 1.0
-        held = sum(rows * columns for rows, columns in self.model.shapes.values()) * widening
+        held = self._coordinates * widening
         return int(min(_CHUNK_MEMBERS, max(1, _CHUNK_FLOATS // (held + 512))))
 
     @functools.cached_property
@@ -224,6 +232,10 @@ class FusedMLPEvaluator:
         activation = self.model.activation_function
         edges = np.array(activation.thresholds or (0.0,))
         return edges.astype(np.float32), edges, np.array(activation.levels or (0.0, 1.0))
+
+    @property
+    def _coordinates(self) -> int:
+        return sum(rows * columns for rows, columns in self.model.shapes.values())
 
     @property
     def _thresholds(self) -> int:

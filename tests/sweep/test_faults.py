@@ -136,7 +136,8 @@ def test_only_the_cell_that_always_kills_its_worker_fails(
     assert "died 3 times" in failure["traceback"]
     assert "a worker died" in capfd.readouterr().err
     ran = next(tmp_path.glob("tiny/scratch/*/ran.txt")).read_text().splitlines()
-    assert ran.count("0-0-kill") == 3
+    # in flight beside the other, it may be stopped before it has written its line
+    assert ran.count("0-0-kill") in (2, 3)
     assert ran.count("0-0-kill_once") in (2, 3)  # once more if it was in flight beside the other
 
 
