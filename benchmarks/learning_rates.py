@@ -24,11 +24,11 @@ from typing import Any
 from unittest import mock
 
 import _common
-from torch import Tensor
 
 from gradlab.estimators import NES
 from gradlab.evaluation import MLPEvaluator
 from gradlab.evaluation import population as pop
+from gradlab.evaluation.fused import FusedMLPEvaluator
 from gradlab.studies.loss_decrease import LossDecrease
 from gradlab.sweep import expand
 from gradlab.sweep.spec import from_dict
@@ -145,7 +145,7 @@ def counted(batch: int) -> Iterator[Count]:
         count.estimates += 1
         return method(self, *args, **options)
 
-    def judged(method: Callable[..., Tensor], self: MLPEvaluator, *args: Any) -> Tensor:
+    def judged(method: Callable[..., Any], self: MLPEvaluator, *args: Any) -> Any:
         nonlocal depth
         # The last argument is the population. A method that calls another one asks once.
         count.asked += 0 if depth else pop.size(args[-1])
@@ -155,19 +155,19 @@ def counted(batch: int) -> Iterator[Count]:
         finally:
             depth -= 1
 
-    def hidden(
-        method: Callable[..., Tensor], self: MLPEvaluator, members: Any, inputs: Tensor, *args: Any
-    ) -> Tensor:
+    def compiled(
+        method: Callable[..., Any], self: FusedMLPEvaluator, kind: int, weights: Any, *args: Any
+    ) -> Any:
         if depth:
-            count.evaluated += pop.size(members) * inputs.shape[-1] / batch
-        return method(self, members, inputs, *args)
+            count.evaluated += len(weights) * len(self.inputs) / batch
+        return method(self, kind, weights, *args)
 
     with ExitStack() as stack:
         for owner, name, wrapper in (
             (NES, "estimates", estimates),
             (MLPEvaluator, "losses", judged),
             (MLPEvaluator, "decreases", judged),
-            (MLPEvaluator, "_hidden", hidden),
+            (FusedMLPEvaluator, "_call", compiled),
         ):
             method = getattr(owner, name)
             stack.enter_context(mock.patch.object(owner, name, _bound(wrapper, method)))
