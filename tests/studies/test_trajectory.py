@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,7 +142,7 @@ def test_a_budget_of_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             now += 2.0
 
     clock = ticks()
-    monkeypatch.setattr(trajectory, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(trajectory, "now", lambda: next(clock))
     rows = configs.run(descent(budget="seconds", amount=6), tmp_path)
     assert [row["seconds"] for row in rows] == [0, 2, 4, 6]
 
