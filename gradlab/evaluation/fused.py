@@ -50,6 +50,8 @@ _CHUNK_FLOATS = 2**17
 _CHUNK_MEMBERS = 1024
 # Members, and floats of members, that are drawn at a time: a megabyte at most.
 _DRAWN_MEMBERS, _DRAWN_FLOATS = 4096, 2**18
+# Members compared with one origin, which is evaluated again in every chunk: many.
+_LINE_MEMBERS = 63
 # Members of bits: many, for they share the sums of inputs.
 _BIT_MEMBERS = 128
 
@@ -148,7 +150,7 @@ class FusedMLPEvaluator:
             out, settled = self._call(kind, exact.astype(np.float32), exact)
             return out[1:], np.where(finite, settled, -1)[1:]
 
-        return self._over_chunks(population, evaluate, self._chunk)
+        return self._over_chunks(population, evaluate, max(self._chunk, _LINE_MEMBERS))
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         """Loss differences over ±epsilon of every finite weight, float64, by sparse flips."""
