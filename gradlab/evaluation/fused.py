@@ -109,7 +109,7 @@ class FusedMLPEvaluator:
     def outputs(self, params: Params) -> Tensor:
         """Network outputs of one parameter dict, ``(B, num_outputs)`` float32, rounded once."""
         member = {name: tensor[None] for name, tensor in params.items()}
-        weights = self._effective(_flat(member))
+        weights = self._effective(_flat(member, self.model.layer_names))
         outputs = np.empty((1, len(self.inputs), self.model.num_outputs))
         self._call(parts.OUTPUTS, weights, weights, outputs)
         return torch.from_numpy(outputs[0]).float()
@@ -120,9 +120,10 @@ class FusedMLPEvaluator:
         Where the latter is -1 the member is not finite, and its loss means nothing.
         """
         kind = parts.SQUARED_ERROR if self.loss == "mse" else parts.CROSS_ENTROPY
+        names = self.model.layer_names
 
         def evaluate(part: Population) -> tuple[np.ndarray, np.ndarray]:
-            weights = _flat(pop.members(part))
+            weights = _flat(pop.members(part), names)
             finite = _finite(weights)
             weights = self._effective(weights)
             pieces = [weights[a:b] for a, b in pop.chunks(len(weights), self._chunk)]
@@ -141,10 +142,11 @@ class FusedMLPEvaluator:
         what :meth:`losses` does.
         """
         kind = parts.SQUARED_DECREASE if self.loss == "mse" else parts.ENTROPY_DECREASE
-        origin = _flat({name: tensor[None].double() for name, tensor in params.items()})
+        names = self.model.layer_names
+        origin = _flat({name: tensor[None].double() for name, tensor in params.items()}, names)
 
         def evaluate(part: Population) -> tuple[np.ndarray, np.ndarray]:
-            exact = np.concatenate((origin, _flat(pop.members(_double(part)))))
+            exact = np.concatenate((origin, _flat(pop.members(_double(part)), names)))
             finite = _finite(exact)
             exact = self._effective(exact)
             out, settled = self._call(kind, exact.astype(np.float32), exact)
@@ -161,7 +163,8 @@ class FusedMLPEvaluator:
         for layer, name in enumerate(model.layer_names[:-1]):
             up, down = coordinates.steps(model, params, name, epsilon)
             ups[layer, :, : up.shape[1]], downs[layer, :, : up.shape[1]] = up.numpy(), down.numpy()
-        weights = self._effective(_flat({name: w[None] for name, w in params.items()}))
+        one = {name: w[None] for name, w in params.items()}
+        weights = self._effective(_flat(one, model.layer_names))
         head = np.zeros((model.num_outputs, model.num_dim))
         out = np.zeros((model.depth, model.num_dim, padded))
         compiled = coordinate_kernel.compiled(self._thresholds, int(self.tables))
@@ -311,8 +314,10 @@ def _finite(weights: np.ndarray) -> np.ndarray:
     return finite
 
 
-def _flat(members: Params) -> np.ndarray:
-    return pop.flatten(members, batch_dims=1).detach().numpy()
+def _flat(members: Params, names: tuple[str, ...]) -> np.ndarray:
+    """``(P, d)``, layer after layer, whatever the order of the dict."""
+    ordered = {name: members[name] for name in names}
+    return pop.flatten(ordered, batch_dims=1).detach().numpy()
 
 
 def _double(population: Population) -> Population:

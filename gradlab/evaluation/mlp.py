@@ -25,7 +25,12 @@ from gradlab._registry import unknown
 from gradlab.evaluation import coordinates, gpu, noise
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp_tensors import TensorMLPEvaluator, all_bounded
-from gradlab.evaluation.population import GaussianPopulation, Params, Population
+from gradlab.evaluation.population import (
+    GaussianPopulation,
+    LinePopulation,
+    Params,
+    Population,
+)
 from gradlab.models.mlp import BinarizedMLP
 
 if TYPE_CHECKING:
@@ -112,12 +117,18 @@ class MLPEvaluator:
 
     def outputs(self, params: Params) -> Tensor:
         """Network outputs of one parameter dict, ``(B, num_outputs)``."""
+        self._check(params)
         if self._choice[0] == "compiled" and all(all_bounded(w) for w in params.values()):
             return self._fused.outputs(params)
         return self._tensors.outputs(params)
 
     def losses(self, population: Population) -> Tensor:
-        """Loss of every member, ``(P,)`` float64; NaN where anything is NaN."""
+        """Loss of every member, ``(P,)`` float64; NaN where anything is NaN.
+
+        Raises:
+            ValueError: the population has other names or shapes than the network.
+        """
+        self._check_population(population)
         path = self._choice[0]
         # Other kinds, few in number, are evaluated where float64 decides what is near a threshold.
         if (
@@ -146,6 +157,8 @@ class MLPEvaluator:
         is signal, not rounding. A continuous activation has no thresholds for rounding to stop at:
         there the whole network runs in float64.
         """
+        self._check(params)
+        self._check_population(population)
         continuous = self.model.activation_function.thresholds is None
         finite = all(all_bounded(w) for w in params.values())
         if self._choice[0] != "compiled" or continuous or not finite:
@@ -161,6 +174,7 @@ class MLPEvaluator:
 
         See :mod:`gradlab.evaluation.coordinates`.
         """
+        self._check(params)
         quantized = self.model.activation_function.thresholds is not None
         finite = all(all_bounded(w) for w in params.values())
         if self._choice[0] == "compiled" and quantized and finite:
@@ -180,7 +194,31 @@ class MLPEvaluator:
         """
         if self._choice[0] != "compiled":
             raise ValueError(f"this batch is evaluated by {self.path}, which does not count.")
+        self._check_population(population)
         return self._fused.losses(population)[1]
+
+    def _check_population(self, population: Population) -> None:
+        if isinstance(population, GaussianPopulation):
+            self._check(population.mean)
+        elif isinstance(population, LinePopulation):
+            self._check(population.origin)
+            self._check(population.direction)
+        else:
+            self._check(population, members=next(iter(population.values())).shape[:1])
+
+    def _check(self, params: Params, members: tuple[int, ...] = ()) -> None:
+        """Refuse what does not fit the network: kernels would read beyond it."""
+        expected = {name: (*members, *shape) for name, shape in self.model.shapes.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in params.items()}
+        for name in (*expected, *found):
+            if found.get(name) != expected.get(name):
+                has, needs = (
+                    "nothing" if each is None else f"shape {each}"
+                    for each in (found.get(name), expected.get(name))
+                )
+                raise ValueError(
+                    f"the parameters do not fit this network: {name} has {has} and needs {needs}."
+                )
 
 
 def describe_path(device: torch.device | str = "cpu") -> str:

@@ -423,3 +423,34 @@ def test_what_runs_is_told_in_a_line(path: str) -> None:
     else:
         assert evaluator.path.startswith("compiled")
         assert evaluator.settled(population).tolist() == [0, 0]
+
+
+def test_parameters_that_do_not_fit_are_refused_and_their_order_is_free() -> None:
+    evaluator, population = random_network("binary", "real", 2, members=4)
+    losses = evaluator.losses(population)
+    backwards = dict(reversed(population.items()))
+    assert torch.equal(evaluator.losses(backwards), losses)
+    origin, turned = one(population, 0), one(backwards, 0)
+    decreases = evaluator.decreases(origin, population)
+    assert torch.equal(evaluator.decreases(turned, backwards), decreases)
+    found = evaluator.coordinate_differences(turned, 0.1)
+    for name, each in evaluator.coordinate_differences(origin, 0.1).items():
+        assert torch.equal(found[name], each)
+    first = "layers.0.weight"
+    for broken in (
+        {first: population[first]},
+        {**population, "layers.7.weight": population[first]},
+        {**population, first: population[first][:, :, :4]},
+        {**population, first: population[first][:3]},
+    ):
+        with pytest.raises(ValueError, match="do not fit this network: layers"):
+            evaluator.losses(broken)
+    for call in (
+        lambda: evaluator.outputs({first: origin[first]}),
+        lambda: evaluator.decreases({first: origin[first]}, population),
+        lambda: evaluator.coordinate_differences({first: origin[first]}, 0.1),
+        lambda: evaluator.losses(GaussianPopulation({first: origin[first]}, 0.1, 1, 0, 2)),
+        lambda: evaluator.losses(LinePopulation(origin, {first: origin[first]}, (0.1,))),
+    ):
+        with pytest.raises(ValueError, match="do not fit this network: layers"):
+            call()
