@@ -5,6 +5,9 @@ between them never leaves the first-level cache: codes of the activations, or th
 there are no sixteen-entry tables or no levels. Layers with codes as inputs look up four bits of
 them at a time: a table of sixteen sums of weights stands for four multiply-adds, exactly.
 
+The loops over values and over codes are alike, but differ in what they read and how they settle it;
+they stand beside each other, in one file with the walk that calls them for every block.
+
 A pre-activation within rounding of a threshold is computed again in float64, so every code is the
 one that exact arithmetic would give (up to float64's own rounding).
 """

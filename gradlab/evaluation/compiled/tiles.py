@@ -3,7 +3,9 @@
 A tile keeps ``rows × vectors`` sums in vector registers while it walks along the inputs of a layer,
 and turns them into codes of the activation before anything is stored. Compilers do not find such
 loops by themselves, hence intrinsics that emit LLVM's vector operations; LLVM translates these for
-whatever processor it runs on. The first three arguments of each are literals.
+whatever processor it runs on. Arguments that choose a tile's shape or kind are literals.
+
+One file, and a long one: every tile is made of the same few loads, splats and loops above it.
 
 Codes: neuron r of a layer takes ``bits`` bits, the number of thresholds that its pre-activation
 reaches, in a 32-bit word per example; 128 examples are one block.
