@@ -1,7 +1,12 @@
-"""Network architectures, as pure functions of a parameter dict.
+"""Network architectures: the teacher-student network as a pure function, and trainable classifiers.
+
+``mlp`` is a pure function of a parameter dict, for the fused kernels; the others are an
+``nn.Module`` each (:class:`gradlab.models.networks.Network`).
 
 >>> create("mlp", num_dim=4, depth=2).layer_names
 ('layers.0.weight', 'layers.1.weight', 'layers.2.weight')
+>>> create("xnor_resnet18", width=8).input_shape
+(3, 32, 32)
 """
 
 from __future__ import annotations
@@ -10,11 +15,26 @@ from typing import Any
 
 from gradlab._registry import Registry
 from gradlab.models.mlp import BinarizedMLP
+from gradlab.models.networks import Network
+from gradlab.models.small import XNORMLP, LeNet
+from gradlab.models.xnor_resnet import XNORResNet18
 
-REGISTRY: Registry[BinarizedMLP] = Registry("model", group="gradlab.models")
+REGISTRY: Registry[Any] = Registry("model", group="gradlab.models")
 REGISTRY.register("mlp")(BinarizedMLP)
+REGISTRY.register("lenet")(LeNet)
+REGISTRY.register("xnor_mlp")(XNORMLP)
+REGISTRY.register("xnor_resnet18")(XNORResNet18)
 
-__all__ = ["REGISTRY", "BinarizedMLP", "create", "names"]
+__all__ = [
+    "REGISTRY",
+    "XNORMLP",
+    "BinarizedMLP",
+    "LeNet",
+    "Network",
+    "XNORResNet18",
+    "create",
+    "names",
+]
 
 
 def names() -> list[str]:
@@ -22,10 +42,14 @@ def names() -> list[str]:
     return REGISTRY.names()
 
 
-def create(name: str, **options: Any) -> BinarizedMLP:
-    """The model called ``name``.
+def create(name: str, **options: Any) -> Any:
+    """The model called ``name``: a :class:`Network`, or for "mlp" a :class:`BinarizedMLP`.
 
     Raises:
         ValueError: unknown name or option, or an option out of range.
+
+    >>> create("xnor_resnet")
+    Traceback (most recent call last):
+    ValueError: unknown model 'xnor_resnet': did you mean 'xnor_resnet18'? Valid: lenet, mlp, ...
     """
     return REGISTRY.create(name, **options)
