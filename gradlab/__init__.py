@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradlab import (
         binary,
+        data,
         estimators,
         evaluation,
         models,
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
         reporting,
         studies,
         sweep,
+        training,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "binary",
+    "data",
     "estimators",
     "evaluation",
     "models",
@@ -37,6 +40,7 @@ __all__ = [
     "reporting",
     "studies",
     "sweep",
+    "training",
 ]
 
 

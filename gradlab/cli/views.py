@@ -95,7 +95,7 @@ def report(study: StudyArgument, results: Results = RESULTS) -> None:
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="KIND", show_default=False,
                                         help="estimators, surrogates, objectives, models, "
-                                             "studies, sweeps or figures.")],
+                                             "data, studies, sweeps, trainings or figures.")],
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """List what a spec can name, with options and defaults."""
@@ -113,12 +113,18 @@ def list_names(
 
 def _listing(kind: str) -> dict[str, dict[str, Any]]:
     """Names, each with its options and their defaults."""
+    from gradlab import _toml
     from gradlab.sweep import spec as specs
 
-    files = {"sweeps": specs.shipped_sweeps, "figures": specs.shipped_figures}
+    files = {
+        "sweeps": specs.shipped_sweeps,
+        "trainings": lambda: _toml.shipped("sweeps", "*.toml", "training"),
+        "figures": specs.shipped_figures,
+    }
     if kind in files:
         return {name: {} for name in files[kind]()}
     homes = {
+        "data": "gradlab.data",
         "estimators": "gradlab.estimators",
         "surrogates": "gradlab.binary.surrogates",
         "objectives": "gradlab.objectives",

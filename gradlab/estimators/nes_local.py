@@ -28,8 +28,16 @@ none adds bias:
 ``forward_passes`` counts the noisy passes and the baseline's, ``backward_passes`` the pathwise
 parts, both in units of the whole network. The split-half cosine compares the two halves of the
 batch, so unlike that of weight-space NES it counts the batch's own sampling noise as disagreement.
-For convolutions positions share weights, so independent noise is a different smoothing; this
-estimator takes fully connected layers with real weights and examples that do not interact (no
+
+Of any ``nn.Module`` (:class:`gradlab.objectives.Classification`) all parameters may be noisy,
+convolutions, binary weights and scales of normalization included, each example with weights of its
+own: :mod:`gradlab.evaluation.module.noisy` says how, and which scores are conditioned. Of closed
+forms only the derivative of the output layer is left, no baseline is expanded, and a noise-free
+baseline that would cancel from mirrored passes costs nothing. ``noise="weights"`` estimates the
+same smoothed gradient as NES in weight space, without bias. ``noise="positions"`` gives every
+position of a convolution noise of its own. That is **another smoothing**, since positions share
+their weights, and not always cheaper: thin convolutions have more positions than weights to draw
+noise for. For fully connected layers the two are the same. Examples must not interact (no
 train-mode BatchNorm).
 
 >>> from gradlab.objectives import TeacherStudent
@@ -50,6 +58,7 @@ import torch
 from torch import Tensor
 
 from gradlab._registry import unknown
+from gradlab.estimators import nes_local_module
 from gradlab.estimators.base import (
     GradientEstimate,
     above_zero,
@@ -66,10 +75,11 @@ from gradlab.estimators.matched import (
     spread_of,
 )
 from gradlab.evaluation import gpu, smoothing
+from gradlab.evaluation.module.noisy import NOISE
 from gradlab.evaluation.noise import draw_key
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
-from gradlab.objectives.base import LayeredObjective, Objective
+from gradlab.objectives.base import LayeredObjective, NoisyObjective, Objective
 from gradlab.objectives.teacher_student import TeacherStudent
 
 BASELINES = ("none", "noise_free", "mean_field")
@@ -84,11 +94,16 @@ class NESLocal:
         passes: noisy forward passes.
         antithetic: passes 2k and 2k + 1 use noise of opposite sign.
         layers: names of the perturbed layers (all if left out); the gradient of the others is zero.
-        condition_last: take the last hidden layer in closed form where it is perturbed.
-        baseline: what is subtracted from each example's loss: "none", "noise_free" or "mean_field".
+        condition_last: take the last hidden layer in closed form where it is perturbed and has one
+            (not in an ``nn.Module``).
+        baseline: what is subtracted from each example's loss: "none", "noise_free" or "mean_field"
+            (not for an ``nn.Module``).
+        noise: "weights", or "positions" for independent noise in every position of a convolution,
+            which is another smoothing; the same where there are no convolutions.
 
     Raises:
-        ValueError: an option out of range; an objective without layers or with binary weights.
+        ValueError: an option out of range; an objective without layers, a built-in network with
+            binary weights, a module whose examples interact or that positions cannot be found in.
     """
 
     sigma: float = 0.1
@@ -97,6 +112,7 @@ class NESLocal:
     layers: tuple[str, ...] | list[str] | None = None
     condition_last: bool = True
     baseline: str = "noise_free"
+    noise: str = "weights"
 
     def __post_init__(self) -> None:
         above_zero("sigma", self.sigma)
@@ -104,6 +120,7 @@ class NESLocal:
         true_or_false("antithetic", self.antithetic)
         true_or_false("condition_last", self.condition_last)
         one_of("baseline", self.baseline, BASELINES)
+        one_of("noise", self.noise, NOISE)
         if self.layers is not None and not (isinstance(self.layers, list | tuple) and self.layers):
             raise ValueError(
                 f"layers is {self.layers!r}: give a list of layer names, or leave it out for all."
@@ -113,6 +130,12 @@ class NESLocal:
         self, objective: Objective, params: Params, *, generator: torch.Generator
     ) -> GradientEstimate:
         """The mean over ``passes`` noisy passes."""
+        if isinstance(objective, NoisyObjective) and not isinstance(objective, LayeredObjective):
+            return nes_local_module.estimate(
+                objective, params, draw_key(generator), sigma=self.sigma, passes=self.passes,
+                antithetic=self.antithetic, layers=self.layers, baseline=self.baseline,
+                noise=self.noise,
+            )  # fmt: skip
         layered = require_layered(objective, "nes_local")
         params = require_finite(params)
         perturbed = set(layered.layer_names if self.layers is None else self.layers)
@@ -202,6 +225,7 @@ class NESLocal:
         text += {"none": " no baseline", "noise_free": "", "mean_field": " + matched STE"}[
             self.baseline
         ]
+        text += "" if self.noise == "weights" else " by position"
         return text + ("" if self.layers is None else f" on {', '.join(self.layers)}")
 
 

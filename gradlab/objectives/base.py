@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradlab.binary.activations import Activation
 from gradlab.evaluation import population as pop
+from gradlab.evaluation.module.noisy import NoisyPasses
 from gradlab.evaluation.population import Params, Population
 
 
@@ -57,6 +58,16 @@ class LayeredObjective(Protocol):
 
     def expected_losses(self, mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
         """Expected per-example losses ``(B,)`` when outputs ``(B, m)`` have these moments."""
+
+
+@runtime_checkable
+class NoisyObjective(Protocol):
+    """A mean of per-example losses of any network, every example with noise of its own."""
+
+    def noisy_passes(
+        self, params: Params, names: Sequence[str], sigma: float, noise: str
+    ) -> NoisyPasses:
+        """Forward passes at ``params`` in which the parameters ``names`` are noisy."""
 
 
 def check_device(device: str) -> str:

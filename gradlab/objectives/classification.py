@@ -7,6 +7,8 @@ of a :class:`gradlab.models.BinarizedMLP` by its own kernels.
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradlab._registry import unknown
+from gradlab.binary import sign
 from gradlab.evaluation import coordinates
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp import MLPEvaluator
 from gradlab.evaluation.module.coordinates import module_differences
 from gradlab.evaluation.module.evaluator import ModuleEvaluator
 from gradlab.evaluation.module.footprint import Footprint
+from gradlab.evaluation.module.noisy import NoisyPasses
 from gradlab.evaluation.module.program import LossFunction, cross_entropy
 from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import BinarizedMLP
@@ -47,6 +51,14 @@ class _Network(Protocol):
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         """Central differences."""
+
+    def noisy_passes(
+        self, params: Params, names: Sequence[str], sigma: float, noise: str
+    ) -> NoisyPasses:
+        """Forward passes with noise of every example's own."""
+
+    def on(self, inputs: Tensor, labels: Tensor, buffers: Mapping[str, Tensor] | None) -> _Network:
+        """The same network on another batch."""
 
 
 class Classification:
@@ -123,6 +135,36 @@ class Classification:
         """What evaluates populations; its ``path`` says how."""
         return self._network.evaluator
 
+    def on(
+        self, inputs: Tensor, labels: Tensor, buffers: Mapping[str, Tensor] | None = None
+    ) -> Classification:
+        """The same classifier on another batch, at next to no cost: what training needs.
+
+        The module is neither copied nor traced again
+        (:meth:`gradlab.evaluation.module.ModuleEvaluator.on`).
+
+        Args:
+            inputs: examples of the same shape, type and device as before.
+            labels: ``(B,)`` integers.
+            buffers: new values of a module's buffers, such as the statistics of BatchNorm; those
+                left out stay what they are.
+
+        Raises:
+            ValueError: labels or inputs that do not fit the network, or unknown buffers.
+
+        >>> model = nn.Linear(4, 3)
+        >>> objective = Classification(model, torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+        >>> other = objective.on(torch.ones(2, 4), torch.tensor([2, 0]))
+        >>> params = objective.initial_params(seed=0)
+        >>> bool(other.loss(params) == objective.loss(params))
+        False
+        """
+        _check_batch(inputs, labels)
+        moved = copy.copy(self)
+        moved.inputs, moved.targets = inputs, labels.long()
+        moved._network = self._network.on(inputs, moved.targets, buffers)
+        return moved
+
     def initial_params(self, seed: int) -> Params:
         """A fresh starting point, which the seed alone decides.
 
@@ -169,6 +211,24 @@ class Classification:
         check_params(params, self._shapes)
         return self._network.coordinate_differences(params, epsilon)
 
+    def noisy_passes(
+        self, params: Params, names: Sequence[str], sigma: float, noise: str = "weights"
+    ) -> NoisyPasses:
+        """Forward passes in which every example has noise of its own on the weights.
+
+        Args:
+            params: one parameter dict.
+            names: which of them are noisy.
+            sigma: standard deviation of the noise.
+            noise: "weights", or "positions", see :mod:`gradlab.evaluation.module.noisy`.
+
+        Raises:
+            ValueError: a module that couples the examples of a batch, as BatchNorm in training mode
+                does, or parameters that the noise cannot be put on.
+        """
+        check_params(params, self._shapes)
+        return self._network.noisy_passes(params, names, sigma, noise)
+
 
 class _Module:
     """An ``nn.Module``."""
@@ -182,6 +242,7 @@ class _Module:
         memory_bytes: int,
     ) -> None:
         function = loss if callable(loss) else cross_entropy
+        self.classes = 0
         low, high = int(labels.min()), int(labels.max())
 
         def checked(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -190,9 +251,17 @@ class _Module:
                     f"the module returns a tensor {tuple(outputs.shape)}: return logits (B, K)."
                 )
             _check_range(low, high, outputs.shape[1])
+            self.classes = outputs.shape[1]
             return function(outputs, targets)
 
         self.evaluator = ModuleEvaluator(model, inputs, labels, checked, memory_bytes)
+        self.smooth_loss = function is cross_entropy
+
+    def on(self, inputs: Tensor, labels: Tensor, buffers: Mapping[str, Tensor] | None) -> _Module:
+        _check_range(int(labels.min()), int(labels.max()), self.classes)
+        moved = copy.copy(self)
+        moved.evaluator = self.evaluator.on(inputs, labels, buffers)
+        return moved
 
     def initial_params(self, seed: int) -> Params:
         module = copy.deepcopy(self.evaluator.program.module)
@@ -238,6 +307,13 @@ class _Module:
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         return module_differences(self.evaluator, params, epsilon)
 
+    def noisy_passes(
+        self, params: Params, names: Sequence[str], sigma: float, noise: str
+    ) -> NoisyPasses:
+        return NoisyPasses(
+            self.evaluator, params, names, sigma=sigma, noise=noise, smooth_loss=self.smooth_loss
+        )
+
 
 class _MLP:
     """The built-in network, by its own kernels."""
@@ -246,6 +322,21 @@ class _MLP:
         _check_range(int(labels.min()), int(labels.max()), model.num_outputs)
         self.model = model
         self.evaluator = MLPEvaluator(model, inputs, labels, loss="cross_entropy")
+
+    def on(self, inputs: Tensor, labels: Tensor, buffers: Mapping[str, Tensor] | None) -> _MLP:
+        if buffers:
+            raise ValueError("a BinarizedMLP has no buffers: leave them out.")
+        return _MLP(self.model, inputs, labels)
+
+    @functools.cached_property
+    def as_module(self) -> ModuleEvaluator:
+        inputs, targets = self.evaluator.inputs, self.evaluator.targets
+        return ModuleEvaluator(_AsModule(self.model).to(inputs), inputs, targets)
+
+    def noisy_passes(
+        self, params: Params, names: Sequence[str], sigma: float, noise: str
+    ) -> NoisyPasses:
+        return NoisyPasses(self.as_module, params, names, sigma=sigma, noise=noise)
 
     def initial_params(self, seed: int) -> Params:
         params = self.model.initial_params(torch.Generator().manual_seed(_stream(seed)))
@@ -272,6 +363,38 @@ class _MLP:
         return coordinates.mlp_differences(
             self.model, inputs, targets, params, epsilon, loss="cross_entropy"
         )
+
+
+class _Layer(nn.Module):
+    """One layer of the built-in network."""
+
+    def __init__(self, shape: tuple[int, int], binary: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+        self.binary = binary
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, sign(self.weight) if self.binary else self.weight)
+
+
+class _AsModule(nn.Module):
+    """The built-in network's forward pass, in the operations that modules use."""
+
+    def __init__(self, model: BinarizedMLP) -> None:
+        super().__init__()
+        self.activation = model.activation_function
+        binary = model.weight == "binary"
+        *hidden, output = model.shapes.values()
+        self.layers = nn.ModuleList(
+            [*(_Layer(shape, binary) for shape in hidden), _Layer(output, False)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, output = self.layers
+        for layer in hidden:
+            x = self.activation.forward(layer(x))
+        outputs: Tensor = output(x)
+        return outputs
 
 
 def _stream(seed: int) -> int:

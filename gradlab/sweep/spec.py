@@ -12,7 +12,6 @@ torch); :mod:`gradlab.sweep.expansion` checks the rest.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from typing import Any
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from gradlab import _shipped
+from gradlab import _toml
 from gradlab._registry import unknown
+from gradlab._toml import SpecError, sentence
 
 EXAMPLES: dict[str, str] = {
     "name": 'name = "quickstart"',
@@ -40,8 +40,8 @@ EXAMPLES: dict[str, str] = {
 }
 
 
-class SpecError(ValueError):
-    """A spec, an override or an argument is wrong; the message is one sentence with the fix."""
+__all__ = ["EXAMPLES", "Spec", "SpecError", "find", "from_dict", "is_range", "load", "override",
+           "points", "sentence", "shipped_figures", "shipped_sweeps"]  # fmt: skip
 
 
 class Spec(BaseModel):
@@ -97,36 +97,17 @@ def find(path_or_name: str | Path) -> Path:
     Raises:
         SpecError: there is no such file.
     """
-    path = Path(path_or_name)
-    if path.is_file():
-        return path
-    shipped = shipped_sweeps()
-    if path.is_dir():
-        raise SpecError(f"{path} is a folder: give the TOML file of a sweep.")
-    if str(path_or_name) in shipped:
-        return shipped[str(path_or_name)]
-    if len(path.parts) > 1 or path.suffix:
-        raise SpecError(f"there is no file {path}: give the path of a TOML spec, or the name of a "
-                        f"shipped sweep ({', '.join(shipped) or 'none here'}).")  # fmt: skip
-    raise SpecError(unknown("sweep", str(path_or_name), shipped))
+    return _toml.find(path_or_name, shipped_sweeps(), "sweep", "a sweep")
 
 
 def shipped_sweeps() -> dict[str, Path]:
     """The sweeps that travel with gradlab, by name."""
-    return _shipped_files("sweeps", "*.toml")
+    return _toml.shipped("sweeps", "*.toml")
 
 
 def shipped_figures() -> dict[str, Path]:
     """The figures that travel with gradlab, by name."""
-    return _shipped_files("figures", "[!_]*.py")
-
-
-def _shipped_files(kind: str, pattern: str) -> dict[str, Path]:
-    try:
-        folder = _shipped.folder(kind)
-    except FileNotFoundError:
-        return {}
-    return {path.stem: path for path in sorted(folder.glob(pattern))}
+    return _toml.shipped("figures", "[!_]*.py")
 
 
 def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -140,22 +121,10 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Spec:
         SpecError: one sentence, see the module's docstring.
     """
     path = find(path_or_name)
-    raw = _read_toml(path)
+    raw = _toml.read(path)
     for text in overrides:
         override(raw, text)
-    changed = f" with {', '.join(overrides)}" if overrides else ""
-    return from_dict(raw, source=f"{path}{changed}")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path} is not TOML: {_lower(str(error))}.") from None
-    except UnicodeDecodeError:
-        raise SpecError(f"{path} is not TOML: save it as UTF-8 text.") from None
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {_lower(str(error.strerror))}.") from None
+    return from_dict(raw, source=_toml.with_overrides(path, overrides))
 
 
 def from_dict(raw: Mapping[str, Any], source: str = "the spec") -> Spec:
@@ -258,34 +227,11 @@ def override(raw: dict[str, Any], text: str) -> None:
     >>> spec["estimators"][0]
     {'name': 'nes', 'population': [100]}
     """
-    key, equals, written = text.partition("=")
-    parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts):
-        raise SpecError(f"'{text}' is no override: write key=value, for example seed=1.")
-    if parts[0] not in Spec.model_fields:
-        raise SpecError(f"override '{text}': {unknown('key', parts[0], Spec.model_fields)}")
-    value = _value(text, written.strip())
+    parts, value = _toml.parse_override(text, Spec.model_fields)
     if parts[0] == "estimators" and len(parts) > 1:
         _override_estimators(raw, text, parts[1:], value)
-        return
-    target = raw
-    for part in parts[:-1]:
-        target = target.setdefault(part, {})
-        if not isinstance(target, dict):
-            raise SpecError(f"override '{text}': '{part}' holds no keys of its own: "
-                            f"write {part}=….")  # fmt: skip
-    target[parts[-1]] = value
-
-
-def _value(text: str, written: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {written}")["value"]
-    except tomllib.TOMLDecodeError:
-        if not written or written[0] in "[{\"'":
-            raise SpecError(f"override '{text}': {written or 'nothing'} is no value: write a "
-                            "number, a word, or a list such as [2, 4] or "
-                            '["relu", "steep"].') from None  # fmt: skip
-        return written
+    else:
+        _toml.assign(raw, text, parts, value)
 
 
 def _override_estimators(raw: dict[str, Any], text: str, parts: list[str], value: Any) -> None:
@@ -299,62 +245,3 @@ def _override_estimators(raw: dict[str, Any], text: str, parts: list[str], value
         raise SpecError(f"override '{text}': {unknown('estimator of this spec', parts[0], names)}")
     for entry in chosen:
         entry[parts[1]] = value
-
-
-def sentence(
-    error: pydantic.ValidationError,
-    model: type[BaseModel],
-    examples: Mapping[str, str],
-    prefix: str = "",
-) -> str:
-    """The first of pydantic's complaints as one sentence with the fix.
-
-    Args:
-        error: what pydantic raised.
-        model: the model that refused, for its valid keys and defaults.
-        examples: a correct line for each key.
-        prefix: what stands before the key in the spec, such as ``settings.``.
-    """
-    # A misspelt key often leaves the right one missing: the misspelling is the mistake to name.
-    details = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = details[0]
-    location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
-    top = location[0] if location else ""
-    key = f"{prefix}{top}"
-    if first["type"] == "extra_forbidden":
-        return unknown(f"key in [{prefix[:-1]}]" if prefix else "key", top, model.model_fields)
-    field = model.model_fields.get(top)
-    example = examples.get(top)
-    if example is None and field is not None and field.get_default() is not None:
-        example = f"{top} = {_toml(field.get_default(call_default_factory=True))}"
-    fix = f"write for example {example}" if example else "see the study's documentation"
-    if first["type"] == "missing":
-        return f"the key '{key}' is missing: {fix}."
-    if not top:
-        return f"{_lower(first['msg'].removeprefix('Value error, ')).rstrip('.')}."
-    message = first["msg"]
-    for opening in ("Input should be ", "Value error, ", "Assertion failed, "):
-        message = message.removeprefix(opening)
-    if first["type"] == "string_pattern_mismatch":
-        message = "letters, digits, '-', '_' and '.' only"
-    if first["type"] in ("value_error", "assertion_error"):
-        return f"{key}: {message.rstrip('.')}."
-    message = message.replace("a valid array", "a list")
-    given = repr(first["input"])
-    given = given if len(given) < 60 else given[:57] + "…"
-    return f"{key} should be {_lower(message)}, not {given}: {fix}."
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, (list, tuple)):
-        shown = [_toml(item) for item in value[:3]] + ["…"] * (len(value) > 3)
-        return f"[{', '.join(shown)}]"
-    return str(value)
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -1,14 +1,15 @@
 r"""Exact central differences along every weight of chosen layers of any module.
 
-Changing one weight of a linear layer or convolution moves one channel of its output, by a known
-amount (:mod:`gradlab.evaluation.module.layers`), so neither the layers before it nor the layer
-itself are computed again. The change is followed through what comes next as long as that treats
-channels apart: elementwise operations, BatchNorm in evaluation mode, pooling, sign. If everything
-that the rest of the network sees is then what it was before, as it is for most examples behind a
-sign when ε is small, the example's loss has not changed, and nothing else is computed for it. Only
-changed pairs of a coordinate and an example go through the rest of the network, as one batch of
-examples. Where the changed activations take few values, pairs that change the same single
-activation to the same value share one evaluation: behind a linear layer all weights of a neuron do.
+Changing one weight of a linear layer or convolution moves one channel of its output, in a way that
+is known or shared with other weights (:mod:`gradlab.evaluation.module.moves`), so neither the
+layers before it nor the layer itself are computed again. The move is followed through what comes
+next as long as that treats channels apart: elementwise operations, BatchNorm in evaluation mode,
+pooling, sign. If everything that the rest of the network sees is then what it was before, as it is
+for most examples behind a sign when ε is small, the example's loss has not changed, and nothing
+else is computed for it. Only changed pairs of a move and an example go through the rest of the
+network, as one batch of examples. Where the changed activations take few values, pairs that change
+the same single activation to the same value share one evaluation: behind a linear layer all weights
+of a neuron do.
 
 Parameters of other kinds, shared ones, modules that cannot be traced or that couple examples are
 evaluated as populations (:class:`gradlab.evaluation.module.ModuleEvaluator`).
@@ -17,8 +18,7 @@ evaluated as populations (:class:`gradlab.evaluation.module.ModuleEvaluator`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,13 +27,15 @@ from torch.fx import Node
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.module.channelwise import growth, is_channelwise, is_elementwise, select
 from gradlab.evaluation.module.evaluator import ModuleEvaluator
-from gradlab.evaluation.module.footprint import peak_bytes
+from gradlab.evaluation.module.executor import Executor
+from gradlab.evaluation.module.footprint import line, peak_bytes
 from gradlab.evaluation.module.graph import Environment, ModuleGraph, Schedule
-from gradlab.evaluation.module.layers import Layer, find_layer
+from gradlab.evaluation.module.layers import find_layer
+from gradlab.evaluation.module.moves import ColumnMoves, Moves, RowMoves, find_row_layer
 from gradlab.evaluation.population import Params
 
 # Bytes in flight on a CPU: beyond some megabytes operations wait for memory.
-_CPU_BYTES = 2**24
+_CPU_BYTES = 2**26
 # More values than this are no levels.
 _MOST_LEVELS = 16
 
@@ -73,6 +75,7 @@ def module_differences(
     epsilon: float,
     names: Sequence[str] | None = None,
     stats: DifferenceStats | None = None,
+    coordinates: Mapping[str, Tensor] | None = None,
 ) -> Params:
     r""":math:`L(w + \varepsilon e_i) - L(w - \varepsilon e_i)` of every coordinate.
 
@@ -82,9 +85,12 @@ def module_differences(
         epsilon: the half-width, above zero.
         names: which parameters; all if left out.
         stats: filled with the number of examples evaluated and skipped.
+        coordinates: of each name the flat coordinates ``(n,)`` that are wanted; all of those that
+            it leaves out.
 
     Returns:
-        A dict like ``params`` of the chosen names, float64; NaN where the loss is.
+        A dict like ``params`` of the chosen names, or of vectors ``(n,)`` of the chosen
+        coordinates, float64; NaN where the loss is.
 
     Raises:
         ValueError: an unknown name, or parameters that do not fit the module.
@@ -108,36 +114,77 @@ def module_differences(
     graph = evaluator.program.graph
     out = {}
     for name in chosen:
+        index = None if coordinates is None else coordinates.get(name)
         done = None
         if graph is not None and not evaluator.couples:
             with torch.no_grad():
-                found = find_layer(graph, name, evaluator.program.state(params))
-                if found is not None:
-                    done = _Differences(evaluator, params, name, found, epsilon).run()
+                moves = _moves(evaluator, params, name, epsilon, index)
+                if moves is not None:
+                    done = _Differences(evaluator, params, name, moves).run()
         if done is None:
-            done = _by_population(evaluator, params, name, epsilon)
-        out[name] = done[0].reshape(params[name].shape)
+            done = _by_population(evaluator, params, name, epsilon, index)
+        elif index is not None:
+            done = done[0].flatten()[index], done[1]
+        out[name] = done[0].reshape(params[name].shape if index is None else (-1,))
         if stats is not None:
             stats.layers[name] = done[1]
     return out
 
 
+def _moves(
+    evaluator: ModuleEvaluator, params: Params, name: str, epsilon: float, index: Tensor | None
+) -> Moves | None:
+    """The moves of a layer that lends itself to them."""
+    program, graph = evaluator.program, evaluator.program.graph
+    assert graph is not None
+    state, parameter = program.state(params), program.cast(params[name])
+    wanted = None
+    if index is not None:
+        wanted = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)
+        wanted[index] = True
+        wanted = wanted.reshape(parameter.shape[0] if parameter.dim() else 1, -1)
+    layer = find_layer(graph, name, state)
+    if layer is not None:
+        steps = layer.steps(graph, parameter, epsilon, state)
+        return ColumnMoves(layer, parameter.shape, steps, wanted)
+    rows = find_row_layer(graph, name, state)
+    return None if rows is None else RowMoves(rows, parameter, epsilon, state, wanted)
+
+
 def _by_population(
-    evaluator: ModuleEvaluator, params: Params, name: str, epsilon: float
+    evaluator: ModuleEvaluator, params: Params, name: str, epsilon: float, index: Tensor | None
 ) -> tuple[Tensor, LayerStats]:
     flat = params[name].flatten()
-    out = torch.empty(len(flat), dtype=torch.float64, device=flat.device)
+    places = torch.arange(len(flat), device=flat.device) if index is None else index
+    out = torch.empty(len(places), dtype=torch.float64, device=flat.device)
     base = {other: tensor for other, tensor in params.items() if other != name}
-    for low, high in pop.chunks(len(flat), min(256, 2**22 // len(flat))):
-        index = torch.arange(low, high, device=flat.device)
+    for low, high in pop.chunks(len(places), min(256, 2**22 // len(flat))):
+        number = torch.arange(high - low, device=flat.device)
         steps = flat.new_zeros(2, high - low, len(flat))
-        steps[0, index - low, index] = epsilon
-        steps[1, index - low, index] = -epsilon
+        steps[0, number, places[low:high]] = epsilon
+        steps[1, number, places[low:high]] = -epsilon
         members = (flat + steps).reshape(-1, *params[name].shape)
         losses = evaluator.losses({name: members}, base)
         out[low:high] = losses[: high - low] - losses[high - low :]
-    pairs = 2 * len(flat) * len(evaluator.inputs)
+    pairs = 2 * len(places) * len(evaluator.inputs)
     return out, LayerStats("population", pairs, pairs, pairs)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some examples with what no move changes.
+
+    Attributes:
+        values: of the nodes that the moves and the rest of the network read.
+        rows: images among them, channels last; of these the rest of the network gets its share.
+        losses: ``(b,)``.
+        targets: of the examples.
+    """
+
+    values: Environment
+    rows: dict[Node, Tensor]
+    losses: Tensor
+    targets: Tensor
 
 
 class _Differences:
@@ -148,23 +195,21 @@ class _Differences:
         evaluator: ModuleEvaluator,
         params: Params,
         name: str,
-        layer: Layer,
-        epsilon: float,
+        moves: Moves,
     ) -> None:
         graph = evaluator.program.graph
         assert graph is not None
         self.graph: ModuleGraph = graph
         self.evaluator = evaluator
         self.program = evaluator.program
-        self.layer = layer
-        self.shape = params[name].shape
+        self.moves = moves
+        self.channel = moves.channel
         self.live = frozenset(graph.needed({graph.result}))
         self.state = self.program.state(params)
-        self.up, self.down = layer.steps(
-            graph, self.program.cast(params[name]), epsilon, self.state
-        )
         self.stats = LayerStats("channel", 2 * params[name].numel() * len(evaluator.inputs))
         on_gpu = evaluator.inputs.device.type != "cpu"
+        # on a CPU convolutions of few channels are up to twice as fast when channels come last
+        self.by_rows = not on_gpu and self.channel == 1
         room = evaluator.memory_bytes if on_gpu else min(evaluator.memory_bytes, _CPU_BYTES)
         # a third each for what is kept of a block, the layer's changed channels, and the rest of
         # the network
@@ -175,17 +220,19 @@ class _Differences:
         batch = len(self.evaluator.inputs)
         if not self._plan():
             return None
-        total = torch.zeros(self.up.shape, dtype=torch.float64, device=self.up.device)
+        ids = self.moves.ids
+        jumps = torch.zeros(self.moves.count, dtype=torch.float64, device=ids.device)
         finite = True
         for low, high in pop.chunks(batch, self.examples):
-            finite &= self._block(low, high, total)
+            finite &= self._block(low, high, jumps)
+        total = self.moves.differences(jumps)
         if not finite:
             total.fill_(torch.nan)
         return total / batch, self.stats
 
     def _plan(self) -> bool:
         """Decide how far changes are followed, and how much is done at a time."""
-        graph, node = self.graph, self.layer.node
+        graph, node = self.graph, self.moves.node
         inputs, targets = self.evaluator.inputs, self.evaluator.targets
         batch = len(inputs)
         # two and three examples, repeated where there are fewer, tell what grows with their number
@@ -202,37 +249,44 @@ class _Differences:
             if each is graph.result or any(u in self.live and u not in inside for u in each.users)
         )
         self.suffix = graph.split(cut=frozenset(self.exits)).suffix
-        self.schedule = Schedule.of(self.region, frozenset(self.exits))
-        used = {
-            each
-            for part in (self.region, self.suffix.nodes)
-            for user in part
-            for each in user.all_input_nodes
-        }
+        region = Schedule.of(self.region, frozenset(self.exits))
+        self.following = Executor(graph, region, self.state)
+        self.finishing = Executor(graph, self.suffix, self.state)
         made = inside | set(self.suffix.nodes)
-        self.outside = tuple(each for each in graph.nodes if each in used and each not in made)
+        # what the moves, and what the rest of the network reads from elsewhere
+        self.around, self.beside = (
+            tuple(n for n in graph.nodes if n not in made and any(u in part for u in n.users))
+            for part in (set(self.region), set(self.suffix.nodes))
+        )
+        self.outside = tuple(dict.fromkeys((*self.around, *self.beside)))
         more = self._values(inputs[index % batch], frozenset(self.outside))
         self.kinds = {each: growth(values[each], more[each]) for each in self.outside}
         if any("unknown" in str(kind) for kind in self.kinds.values()):
             return False
-        exits, index = {each: values[each] for each in self.exits}, index[:2]
+        index = index[:2]
         these = targets[index % batch]
-        self.example = max(1, peak_bytes(lambda: self._losses(exits, values, index, these)) // 2)
-        follow = peak_bytes(lambda: self._follow(output, values, index)) + output.nbytes
-        # of one example, raised and lowered: the changed channels, and their comparison
-        self.followed = max(1, 2 * follow)
-        keep = frozenset({*self.outside, *self.exits, node, self.layer.input})
-        prefix = peak_bytes(lambda: self._values(inputs[index % batch], keep)) // 2
-        fitting = self.room // max(self.followed, prefix, self.example)
+        few = _Block(values, self._rows(values), these, these)
+        self.example = max(1, peak_bytes(lambda: self._losses_of(few, index)) // 2)
+        follow = peak_bytes(lambda: self._follow(output, values, index))
+        # of one example in one copy: the changed channels, and their comparison
+        self.followed = max(1, (follow + self.moves.overhead * output.nbytes))
+        fixed, prefix = line(
+            [
+                (count, peak_bytes(lambda: self._kept(inputs[:count])))  # noqa: B023
+                for count in (min(2, batch), min(3, batch))
+            ]
+        )
+        each = max(self.followed, self.example)
+        fitting = min(self.room // each, (self.room - fixed) // max(1, prefix))
         self.examples = min(batch, max(1, fitting))
         return True
 
     def _region(self, values: Environment) -> tuple[Node, ...]:
         """Nodes behind the layer whose channels depend on the same channel of the layer alone."""
-        graph, layer = self.graph, self.layer
-        shape = values[layer.node].shape
+        graph, start = self.graph, self.moves.node
+        shape = values[start].shape
         found: list[Node] = []
-        inside, dependent = {layer.node}, {layer.node}
+        inside, dependent = {start}, {start}
         for node in graph.nodes:
             inputs = node.all_input_nodes
             if node not in self.live or not any(each in dependent for each in inputs):
@@ -244,10 +298,10 @@ class _Differences:
                 continue
             if is_elementwise(graph, node, values):
                 fits = value.shape == shape or (
-                    layer.channel == 1 and value.shape[:2] == shape[:2] and value.dim() == 4
+                    self.channel == 1 and value.shape[:2] == shape[:2] and value.dim() == 4
                 )
             else:
-                images = layer.channel == 1 or len(shape) == 2
+                images = self.channel == 1 or len(shape) == 2
                 fits = images and value.shape[:2] == shape[:2] and value.dim() == len(shape)
                 fits = fits and is_channelwise(graph, node)
             if fits:
@@ -261,43 +315,37 @@ class _Differences:
         given = {self.graph.placeholder: self.program.cast(inputs)}
         return self.graph.run(schedule, given, self.state)
 
-    def _block(self, low: int, high: int, total: Tensor) -> bool:
-        """Add the differences of some examples to ``total``; whether their losses are numbers."""
-        keep = {*self.outside, *self.exits, self.layer.node, self.layer.input}
-        values = self._values(self.evaluator.inputs[low:high], frozenset(keep))
-        targets = self.evaluator.targets[low:high]
-        output = values[self.layer.node]
-        index = torch.arange(high - low, device=output.device)
-        exits = {each: values[each] for each in self.exits}
-        losses = self._losses(exits, values, index, targets)
-        columns = self.layer.columns(values[self.layer.input], self.shape, output.shape)
-        held = max(1, self.room // (self.followed * len(index)))
-        for first, last in pop.chunks(total.shape[1], held):
-            self._columns(range(first, last), columns, values, losses, targets, total)
-        return bool(losses.isfinite().all())
+    def _kept(self, inputs: Tensor) -> tuple[Environment, dict[Node, Tensor]]:
+        """What is kept of a block of examples: values, and images with their channels last."""
+        keep = frozenset({*self.outside, *self.exits, self.moves.node, self.moves.input})
+        values = self._values(inputs, keep)
+        return values, self._rows(values)
 
-    def _columns(
-        self,
-        numbers: range,
-        columns: Any,
-        values: Environment,
-        losses: Tensor,
-        targets: Tensor,
-        total: Tensor,
-    ) -> None:
-        """Add the differences of some columns, all channels at a time, to ``total``."""
-        output = values[self.layer.node]
-        batch, channel = len(output), self.layer.channel
-        shape = [1] * output.dim()
-        shape[channel] = -1
-        moved = torch.stack(
-            [
-                output + step[:, number].reshape(shape).to(output.dtype) * columns(number)
-                for number in numbers
-                for step in (self.up, self.down)
-            ]
-        ).flatten(0, 1)
-        copies = len(moved) // batch
+    def _rows(self, values: Environment) -> dict[Node, Tensor]:
+        return {
+            node: values[node].permute(0, 2, 3, 1).contiguous()
+            for node in (*self.exits, *self.beside)
+            if self.by_rows and isinstance(values[node], Tensor) and values[node].dim() == 4
+        }
+
+    def _block(self, low: int, high: int, total: Tensor) -> bool:
+        """Add the jumps of some examples to ``total``; whether their losses are numbers."""
+        values, rows = self._kept(self.evaluator.inputs[low:high])
+        targets = self.evaluator.targets[low:high]
+        index = torch.arange(high - low, device=targets.device)
+        block = _Block(values, rows, targets, targets)
+        block = replace(block, losses=self._losses_of(block, index))
+        held = max(1, self.room // (self.followed * len(index)))
+        for first, last in pop.chunks(len(self.moves.ids), held):
+            self._copies(range(first, last), block, total)
+        return bool(block.losses.isfinite().all())
+
+    def _copies(self, numbers: range, block: _Block, total: Tensor) -> None:
+        """Add the jumps of some copies of the layer's output to ``total``."""
+        values = block.values
+        output = values[self.moves.node]
+        batch, copies = len(output), len(numbers)
+        moved = self.moves.outputs(numbers, values[self.moves.input], output)
         index = torch.arange(batch, device=output.device).repeat(copies)
         after = self._follow(moved, values, index)
         del moved
@@ -306,7 +354,9 @@ class _Differences:
             before, now = self._flat(values[node]), self._flat(after[node])
             changes[node] = (now.reshape(copies, *before.shape) != before).flatten(0, 1)
             rows.append(changes[node].any(dim=2))
-        copy_of, channels = torch.stack(rows).any(dim=0).nonzero(as_tuple=True)
+        ids = self.moves.ids[numbers.start : numbers.stop]
+        wanted = (ids >= 0).repeat_interleave(batch, dim=0)
+        copy_of, channels = (torch.stack(rows).any(dim=0) & wanted).nonzero(as_tuple=True)
         if not len(copy_of):
             return
         self.stats.changed += len(copy_of)
@@ -319,14 +369,13 @@ class _Differences:
             chosen = chosen.new_zeros(int(inverse.max()) + 1).scatter_(0, inverse, chosen)
         self.stats.evaluated += len(chosen)
         parts = []
-        for a, b in pop.chunks(len(chosen), self.room // self.example):
+        most = max(1, self.room // self.example)
+        rounds = -(-len(chosen) // most)
+        for a, b in pop.chunks(len(chosen), -(-len(chosen) // rounds)):
             pairs = tuple(each[chosen[a:b]] for each in (copy_of, channels, examples))
-            parts.append(self._jumps(pairs, values, after, losses, targets))
+            parts.append(self._jumps(pairs, block, after))
         jumps = torch.cat(parts)[inverse]
-        copy = copy_of // batch
-        signs = 1.0 - 2.0 * (copy % 2).double()
-        places = channels * total.shape[1] + numbers.start + copy // 2
-        total.view(-1).index_add_(0, places, signs * jumps)
+        total.index_add_(0, ids[copy_of // batch, channels], jumps)
 
     def _keys(
         self,
@@ -359,50 +408,48 @@ class _Differences:
 
     def _flat(self, value: Tensor) -> Tensor:
         """``(b, O, places)``: the channel's dimension second, all others joined."""
-        moved = value.movedim(self.layer.channel, 1)
+        moved = value.movedim(self.channel, 1)
         return moved.reshape(*moved.shape[:2], -1)
 
     def _jumps(
-        self,
-        pairs: tuple[Tensor, ...],
-        values: Environment,
-        after: Mapping[Node, Tensor],
-        losses: Tensor,
-        targets: Tensor,
+        self, pairs: tuple[Tensor, ...], block: _Block, after: Mapping[Node, Tensor]
     ) -> Tensor:
         """Losses of changed pairs (copy, channel, example) minus those of before, float64."""
         copy_of, channels, examples = pairs
         number = torch.arange(len(examples), device=examples.device)
         exits = {}
         for node in self.exits:
-            changed = values[node].movedim(self.layer.channel, 1)[examples]
-            now = after[node].movedim(self.layer.channel, 1)
-            changed[number, channels] = now[copy_of, channels]
-            exits[node] = changed.movedim(1, self.layer.channel)
-        return self._losses(exits, values, examples, targets[examples]) - losses[examples]
+            exits[node] = self._chosen(block, node, examples)
+            now = after[node].movedim(self.channel, 1)
+            exits[node].movedim(self.channel, 1)[number, channels] = now[copy_of, channels]
+        return self._losses(exits, block, examples) - block.losses[examples]
+
+    def _losses_of(self, block: _Block, index: Tensor) -> Tensor:
+        """Losses of examples ``index`` of a block when nothing moves."""
+        return self._losses({n: self._chosen(block, n, index) for n in self.exits}, block, index)
+
+    def _chosen(self, block: _Block, node: Node, index: Tensor) -> Tensor:
+        """A node's rows for the examples ``index`` of a block, copied."""
+        if node in block.rows:
+            return block.rows[node].index_select(0, index).permute(0, 3, 1, 2)
+        found: Tensor = block.values[node][index]
+        return found
 
     def _follow(self, moved: Tensor, values: Environment, index: Tensor) -> dict[Node, Tensor]:
         """Values at the exits when the layer's output is ``moved``, of examples ``index``."""
-        environment = self._outside_values(self.region, values, index)
-        environment[self.layer.node] = moved
-        found = self.graph.run(self.schedule, environment, self.state)
+        environment = {node: select(values[node], self.kinds[node], index) for node in self.around}
+        environment[self.moves.node] = moved
+        found = self.following.run(environment)
         return {node: found.get(node, moved) for node in self.exits}
 
-    def _losses(
-        self, exits: Environment, values: Environment, index: Tensor, targets: Tensor
-    ) -> Tensor:
+    def _losses(self, exits: Environment, block: _Block, index: Tensor) -> Tensor:
         """Losses when the exits have these values for the examples ``index`` of a block."""
-        environment = self._outside_values(self.suffix.nodes, values, index)
-        environment.update(exits)
-        found = {**exits, **self.graph.run(self.suffix, environment, self.state)}
-        return self.program.loss(found[self.graph.result], targets)
-
-    def _outside_values(
-        self, nodes: Sequence[Node], values: Environment, index: Tensor
-    ) -> Environment:
-        used = {each for node in nodes for each in node.all_input_nodes}
-        return {
-            node: select(values[node], self.kinds[node], index)
-            for node in self.outside
-            if node in used
+        environment = {
+            node: self._chosen(block, node, index)
+            if node in block.rows and self.kinds[node] == "examples"
+            else select(block.values[node], self.kinds[node], index)
+            for node in self.beside
         }
+        environment.update(exits)
+        found = {**exits, **self.finishing.run(environment)}
+        return self.program.loss(found[self.graph.result], block.targets[index])

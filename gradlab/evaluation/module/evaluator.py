@@ -13,6 +13,7 @@ not rounding.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -121,6 +122,48 @@ class ModuleEvaluator:
     def program(self) -> Program:
         """The module's copy in its own precision."""
         return self._program
+
+    def on(
+        self, inputs: Tensor, targets: Tensor, buffers: Mapping[str, Tensor] | None = None
+    ) -> ModuleEvaluator:
+        """The same module on another batch, without copying or tracing it again.
+
+        Both evaluators share the module's copy, its graph and what was measured of it, so this
+        costs next to nothing: for training, whose batch changes at every step. The module's
+        parameters stay those it was made with, and matter only where none are given.
+
+        Args:
+            inputs: examples of the same shape, type and device as before, any number of them.
+            targets: one per example.
+            buffers: new values of some or all buffers, such as the statistics of BatchNorm in
+                evaluation mode; copied. The others stay what they are.
+
+        Raises:
+            ValueError: examples of another shape, type or device, unequal numbers of examples, or
+                buffers that the module does not have.
+
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> first = ModuleEvaluator(model, torch.eye(2), torch.zeros(2, 1), loss="mse")
+        >>> second = first.on(2 * torch.eye(2), torch.zeros(2, 1))
+        >>> second.losses({"0.weight": torch.tensor([[[1.0, 1.0]]])}).tolist()
+        [4.0]
+        """
+        check_arguments(self.model, inputs, targets, self.memory_bytes)
+        for name, old, new in (("inputs", self.inputs, inputs), ("targets", self.targets, targets)):
+            before, now = ((*t.shape[1:], t.dtype, t.device) for t in (old, new))
+            if before != now:
+                raise ValueError(
+                    f"the new {name} are {now} each, and the evaluator was made for {before}: make "
+                    "another evaluator for them."
+                )
+        moved = copy.copy(self)
+        program = self._program.with_buffers(buffers or {})
+        wide = program if self._wide is self._program else self._wide.with_buffers(buffers or {})
+        needs = self._needs if len(inputs) == len(self.inputs) else {}
+        for key, value in {"inputs": inputs, "targets": targets, "_program": program,
+                           "_wide": wide, "_needs": needs}.items():  # fmt: skip
+            object.__setattr__(moved, key, value)
+        return moved
 
     def outputs(self, params: Params) -> Tensor:
         """Outputs of one parameter dict, ``(B, ...)``, in the module's precision."""

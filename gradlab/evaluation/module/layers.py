@@ -145,7 +145,7 @@ def find_layer(graph: ModuleGraph, name: str, state: State) -> Layer | None:
     values: dict[Node, Any] = {reader: state[name]}
     while len(chain[-1].users) == 1:
         (user,) = chain[-1].users
-        arguments = _function_arguments(user)
+        arguments = layer_arguments(user)
         if arguments:
             roles = [role for role in ("input", "weight", "bias") if arguments[role] is chain[-1]]
             if roles not in (["weight"], ["bias"]):
@@ -191,7 +191,8 @@ def _module_arguments(module: nn.Module, node: Node) -> dict[str, Any] | None:
     }
 
 
-def _function_arguments(node: Node) -> dict[str, Any] | None:
+def layer_arguments(node: Node) -> dict[str, Any] | None:
+    """What a call of a linear layer or convolution is given, by name; None for other nodes."""
     if node.op != "call_function":
         return None
     order: tuple[str, ...]

@@ -114,6 +114,25 @@ class Program:
         except Untraceable as reason:
             self.untraced = str(reason)
 
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> Program:
+        """The same program, sharing module and graph, with other values of some buffers.
+
+        Raises:
+            ValueError: a buffer that the module does not have, or of another shape.
+        """
+        for name, buffer in buffers.items():
+            own = self.buffers.get(name)
+            if own is None or own.shape != buffer.shape:
+                shape = "no such buffer" if own is None else f"one of shape {tuple(own.shape)}"
+                raise ValueError(
+                    f"the buffer {name} has shape {tuple(buffer.shape)}, and the module has "
+                    f"{shape}: give buffers of model.named_buffers()."
+                )
+        program = copy.copy(self)
+        new = {name: self.cast(buffer.detach().clone()) for name, buffer in buffers.items()}
+        program.buffers = {**self.buffers, **new}
+        return program
+
     def forget_graph(self, reason: str) -> None:
         """Run the whole forward pass from now on."""
         self.graph, self.untraced = None, reason
@@ -177,7 +196,7 @@ class Program:
 
         with torch.no_grad(), PopulationOperations(), self._functions(block.split):
             if batched:
-                with _quiet_vmap():
+                with quiet_vmap():
                     return torch.func.vmap(one)(members)
             size = len(next(iter(members.values())))
             each = [one({name: w[index] for name, w in members.items()}) for index in range(size)]
@@ -203,7 +222,7 @@ class Program:
 
 
 @contextmanager
-def _quiet_vmap() -> Iterator[None]:
+def quiet_vmap() -> Iterator[None]:
     """Without the warning of its own rule for pooling; a missing rule is an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "An output with one or more elements was resized")
