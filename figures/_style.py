@@ -26,6 +26,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from matplotlib.transforms import ScaledTranslation
 
 from gradlab.reporting import columns
+from gradlab.reporting.facets import without_num_dim
 
 DASHED, DASHDOT = (0, (4, 1.6)), (0, (5, 1.5, 1, 1.5))
 
@@ -101,7 +102,8 @@ def theme() -> Iterator[None]:
         yield
 
 
-def _shade(position: float, stops: Sequence[tuple[float, str]]) -> str:
+def shade(position: float, stops: Sequence[tuple[float, str]]) -> str:
+    """A colour between stops."""
     points = [p for p, _ in stops]
     channels = np.array([to_rgb(c) for _, c in stops])
     return to_hex([float(np.interp(position, points, channels[:, i])) for i in range(3)])
@@ -118,14 +120,14 @@ def style(estimator: str, surrogate: object = None, population: object = None,
         return MATCHED
     if family == "nes" and size > 0:
         marker = NES_MARKERS.get(int(size), "<>d"[int(np.log10(size)) % 3])
-        return Style(_shade(np.log10(size), NES_SHADES), marker, "nes")
+        return Style(shade(np.log10(size), NES_SHADES), marker, "nes")
     if family == "local":
         visits = visits if visits > 0 else 2.0
         marker = LOCAL_MARKERS.get(int(visits), "PXHp"[int(visits) % 4])
-        return Style(_shade(np.log2(visits), LOCAL_SHADES), marker, "local")
+        return Style(shade(np.log2(visits), LOCAL_SHADES), marker, "local")
     if family == "rounding":
         marker = "hpH8"[int(np.log2(max(1.0, visits if visits > 0 else 1.0))) % 4]
-        return Style(_shade(np.log2(max(1.0, visits)), ROUNDING_SHADES), marker, "local")
+        return Style(shade(np.log2(max(1.0, visits)), ROUNDING_SHADES), marker, "local")
     name = str(surrogate).partition("(")[0]
     if family == "ste" and name in STE:
         return STE[name]
@@ -385,7 +387,7 @@ def finish(
     width = int(figure.get_size_inches()[0] * 19.5)
     figure.supxlabel("\n".join(textwrap.wrap(note, width)), x=0.012, ha="left", fontsize=6.8,
                      color=FAINT, gid="note")  # fmt: skip
-    frame = frame.reset_index(drop=True)
+    frame = without_num_dim(frame).reset_index(drop=True)
     frame.attrs["note"] = note
     return figure, frame
 

@@ -14,11 +14,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
+from gradlab.reporting.facets import whole_depth
+from gradlab.reporting.layers import JOINED, depths, layer_order, layer_title, spread, tick_names
 
 from . import _notes, _style
 
 TABLES = ("gradient_quality",)
 BY = ["reference", "condition", "num_dim", "method", "layer"]
+MOST_LAYERS = 6
 
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
@@ -28,6 +31,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         ValueError: there is nothing to draw.
     """
     frame = _style.table(tables, "gradient_quality", ["layer", "cosine", "forward_passes"])
+    frame = whole_depth(frame)
     if "reference" not in frame:
         frame["reference"] = "reference"
     if frame["cosine"].isna().all():
@@ -38,7 +42,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     # Estimates of one price stand side by side, not on top of each other.
     price = means.drop_duplicates("method").set_index("method")["forward_passes"]
     shift = _shifts(price)
-    layers = columns.layer_order(frame["layer"])
+    every = layer_order(frame)
+    layers = spread(every, MOST_LAYERS)
+    numbers = {layer: f"layer {tick_names(frame)[layer]}" for layer in depths(frame)}
     looks, known = _style.styles(frame), columns.methods(frame)
     rows = [(r, c, d) for r in frame["reference"].unique() for c in columns.conditions(frame)
             for d in sorted(frame["num_dim"].unique())
@@ -75,7 +81,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 _style.log_axis(ax)
                 ax.set_ylim(min(-0.05, means["mean"].min() - 0.05), 1.05)
                 if row == 0:
-                    ax.set_title(columns.layer_title(layer), loc="left")
+                    ax.set_title(numbers.get(layer, layer_title(layer)), loc="left")
                 if row == len(rows) - 1:
                     ax.set_xlabel("forward passes")
             name = _notes.panel_title(condition, num_dim)
@@ -85,6 +91,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         _style.title(figure, "What a better direction costs")
         drawn = pd.concat([means, inits.rename(columns={"cosine": "mean"})])
         notes = [
+            _notes.problem_note(frame),
+            layers_note(layers, every),
             _notes.interval_note(means, drawn="Vertical lines"),
             "STE: 1 forward and 1 backward pass."
             if known["family"].isin(["ste", "matched"]).any()
@@ -92,6 +100,12 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             _notes.nested_note(frame),
         ]
         return _style.finish(figure, drawn, notes)
+
+
+def layers_note(shown: list[str], every: list[str]) -> str:
+    """That a deep network has more layers than are shown."""
+    some, whole = (len([name for name in names if name not in JOINED]) for names in (shown, every))
+    return f"{some} of {whole} layers, evenly spaced." if some < whole else ""
 
 
 def _shifts(price: pd.Series) -> dict[str, float]:

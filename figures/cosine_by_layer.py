@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
+from gradlab.reporting.facets import whole_depth
+from gradlab.reporting.layers import JOINED, depths, layer_order, tick_names
 
 from . import _notes, _style
 
@@ -26,15 +29,15 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     Raises:
         ValueError: there is nothing to draw.
     """
-    frame = _style.table(tables, "gradient_quality", ["layer", "cosine"])
+    frame = whole_depth(_style.table(tables, "gradient_quality", ["layer", "cosine"]))
     if "reference" not in frame:
         frame["reference"] = "reference"
     if frame["cosine"].isna().all():
         raise ValueError("no cosine to a reference was measured.")
     means = summaries.over_inits(frame, BY, "cosine")
     inits = summaries.replicate_means(frame, BY, ["cosine"])
-    layers = columns.layer_order(frame["layer"])
-    place = {layer: i for i, layer in enumerate(layers)}
+    layers = layer_order(frame)
+    place = _places(layers)
     means["x"], inits["x"] = means["layer"].map(place), inits["layer"].map(place)
     looks = _style.styles(frame)
     cells = [
@@ -73,28 +76,55 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 dots = inits_here[inits_here["method"] == method]
                 if len(rows):
                     _style.dots(ax, dots["x"], dots["cosine"], look)
-                    single = ~rows["layer"].isin(columns.JOINED)
+                    single = ~rows["layer"].isin(JOINED)
                     if single.any():
                         _style.curve(ax, rows[single], "x", look, label=method)
                     for _, group in rows[~single].groupby("layer"):
                         _style.curve(ax, group, "x", look)
             name = _notes.panel_title(condition, num_dim)
             ax.set_title(name, loc="left")
-            ax.set_xticks(list(place.values()), [columns.layer_name(layer) for layer in layers])
+            _layer_ticks(ax, place, tick_names(frame))
             ax.set_ylim(min(-0.05, means["mean"].min() - 0.05), 1.04)
         for ax in axes.flat[len(cells) :]:
             ax.set_axis_off()
         for row in axes:
             row[0].set_ylabel(f"cosine to {_reference(cells)}")
         for ax in axes[-1]:
-            ax.set_xlabel("layer (weights)")
+            ax.set_xlabel(
+                "binarized layer, from input to output" if depths(frame) else "layer (weights)"
+            )
         last = axes[0, -1]
         _style.legend_entries(last, looks, looks)
         _style.side_legend(last)
         _style.title(figure, "Agreement with the reference gradient, by layer")
         drawn = pd.concat([means, inits.rename(columns={"cosine": "mean"})]).drop(columns="x")
-        notes = [_notes.interval_note(means), _notes.nested_note(frame)]
+        notes = [
+            _notes.problem_note(frame),
+            _notes.interval_note(means),
+            _notes.nested_note(frame),
+        ]
         return _style.finish(figure, drawn, notes)
+
+
+def _step(single: list[str]) -> int:
+    """Of how many layers one gets a label."""
+    return -(-len(single) // 10) or 1
+
+
+def _places(layers: list[str]) -> dict[str, int]:
+    """Where each layer stands; groups of layers apart from a deep network's last ones."""
+    single = [layer for layer in layers if layer not in JOINED]
+    groups = [layer for layer in layers if layer in JOINED]
+    apart = {layer: len(single) - 1 + _step(single) * i for i, layer in enumerate(groups, start=1)}
+    return {layer: i for i, layer in enumerate(single)} | apart
+
+
+def _layer_ticks(ax: Axes, place: Mapping[str, int], names: Mapping[str, str]) -> None:
+    """One tick per layer, or of a deep network as many as can be read."""
+    single = [layer for layer in place if layer not in JOINED]
+    step = _step(single)
+    shown = [*single[::step], *(layer for layer in place if layer in JOINED)]
+    ax.set_xticks([place[layer] for layer in shown], [names[layer] for layer in shown])
 
 
 def _reference(cells: list[tuple[str, str, int]]) -> str:
@@ -106,7 +136,7 @@ def _self_agreement(ax: object, frame: pd.DataFrame, place: Mapping[str, int]) -
     if "reference_split_half_cosine" not in frame:
         return
     own = frame.groupby("layer")["reference_split_half_cosine"].mean().dropna()
-    own = own[~own.index.isin(columns.JOINED)]
+    own = own[~own.index.isin(JOINED)]
     if len(own):
         own = own.rename(index=place).sort_index()
         ax.plot(own.index, own, color="#9aa0a6", linewidth=3, alpha=0.45, zorder=0)  # type: ignore[attr-defined]

@@ -1,26 +1,60 @@
-"""Best loss decrease against an estimator's own scale: ε of CDG, σ of NES and local NES.
+"""Best loss decrease against an estimator's own scale: ε of CDG, σ of NES, the threshold of a clip.
 
-Each point is the estimator at its best lr for that scale. Students trained until the loss stopped
-falling have rows of their own, with dotted lines and hollow markers: their decreases are smaller
-by orders of magnitude. Estimators that have no scale are level lines.
+Each point is the estimator at its best lr for that scale; the threshold is where hardtanh, as a
+surrogate derivative, cuts off (1 unless it is said otherwise). Students trained until the loss
+stopped falling have panels of their own, with dotted lines and hollow markers: their decreases are
+smaller by orders of magnitude. Estimators that have no scale are level lines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
+from gradlab.reporting.facets import grid
 
-from . import _notes, _style
+from . import _layout, _notes, _style
 
 TABLES = ("loss_decrease",)
-NAMES = {"epsilon": "ε (half-width of the finite difference)", "sigma": "σ (of the Gaussian)"}
+NAMES = {
+    "epsilon": "ε (half-width of the finite difference)",
+    "sigma": "σ (of the Gaussian)",
+    "threshold": "clip threshold of the STE",
+}
 KEYS = ["condition", "num_dim", "curve"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The panels: a title for each row and column, and for (row, column) the scale and its rows."""
+
+    rows: list[str]
+    columns: list[str]
+    panels: dict[tuple[int, int], tuple[str, dict[str, Any]]]
+
+
+def plan(frame: pd.DataFrame, scales: list[str]) -> Plan:
+    """A column for each scale; with one scale, what :func:`gradlab.reporting.facets.grid` says."""
+    across = grid(frame)
+    if len(scales) == 1 and len(across.columns) > 1:
+        panels = {place: (scales[0], keys) for place, keys in across.panels.items()}
+        return Plan(across.rows, across.columns, panels)
+    present = frame.drop_duplicates(["condition", "num_dim"])
+    order = columns.conditions(frame)
+    keys = [{"condition": row["condition"], "num_dim": row["num_dim"]}
+            for row in present.to_dict("records")]  # fmt: skip
+    keys.sort(key=lambda key: (order.index(key["condition"]), key["num_dim"]))
+    return Plan(
+        [_notes.panel_title(key["condition"], key["num_dim"], 60) for key in keys],
+        [""] * len(scales),
+        {(i, j): (scale, key) for i, key in enumerate(keys) for j, scale in enumerate(scales)},
+    )
 
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
@@ -30,53 +64,67 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         ValueError: there is nothing to draw.
     """
     frame = _style.table(tables, "loss_decrease", ["lr", "loss_decrease"])
-    scales = [s for s in NAMES if s in frame and frame.groupby("estimator")[s].nunique().max() > 1]
+    scales = [scale for scale in NAMES if scale in columns.varied_scales(frame)]
     if not scales:
-        raise ValueError("no estimator has more than one epsilon or sigma in this study.")
+        raise ValueError("no estimator has more than one epsilon, sigma or threshold in this "
+                         "study.")  # fmt: skip
     if frame["loss_decrease"].isna().all():
         raise ValueError("every run diverged: there is no loss decrease to draw.")
     frame["curve"] = columns.name_curves(frame, scales)
-    rows = [
-        (condition, num_dim)
-        for condition in columns.conditions(frame)
-        for num_dim in sorted(frame["num_dim"].unique())
-    ]
+    planned = plan(frame, scales)
     looks = _style.styles(frame.assign(method=frame["curve"]))
     level = _level_lines(frame[frame[scales].isna().all(axis=1)])
-    everything = []
+    measured = {scale: _summaries(frame[frame[scale].notna()], scale) for scale in scales}
+    of = {scale: [n for n in looks if n in set(measured[scale][0]["curve"])] for scale in scales}
+    shown = [name for name in looks if name in set(level["curve"]).union(*of.values())]
+    many = len(scales) < len(planned.columns)  # one scale in all columns, one legend for them
 
     with _style.theme():
         figure, axes = _style.panels(
-            len(rows), len(scales), width=3.1, height=2.1, sharex="col", sharey="row",
-            foot=_style.legend_height(list(looks)),
+            len(planned.rows), len(planned.columns), width=2.6 if many else 3.1,
+            height=2.1 if len(planned.rows) < 5 else 1.55, sharex=True if many else "col",
+            sharey=False if many else "row", foot=0 if many else _style.legend_height(shown),
+            extra=_style.legend_width(shown) if many else 0,
         )  # fmt: skip
-        for column, scale in enumerate(scales):
-            means, inits = _summaries(frame[frame[scale].notna()], scale)
-            everything.append(means.rename(columns={scale: "scale"}).assign(hyperparameter=scale))
-            names = [name for name in looks if name in set(means["curve"])]
-            for row, (condition, num_dim) in enumerate(rows):
-                ax = axes[row, column]
-                ax.axhline(0, color=_style.FAINT, linewidth=0.7)
-                hollow = "converged" in condition
-                for name in names:
-                    key = {"condition": condition, "num_dim": num_dim, "curve": name}
-                    here, one = _style.pick(means, **key), _style.pick(inits, **key)
-                    if len(here):
-                        look = replace(looks[name], line=":") if hollow else looks[name]
-                        _style.dots(ax, one[scale], one["loss_decrease"], look)
-                        _style.curve(ax, here, scale, look, hollow=hollow)
-                _draw_level(ax, _style.pick(level, condition=condition, num_dim=num_dim), looks)
-                _style.log_axis(ax)
-            axes[-1, column].set_xlabel(NAMES[scale])
-            _style.legend_below(axes[-1, column], [*names, *level["curve"].unique()], looks)
-        for row, (condition, num_dim) in enumerate(rows):
-            name = _notes.panel_title(condition, num_dim)
-            unit = _notes.loss_unit(frame)
-            axes[row, 0].set_ylabel(f"{name}\nbest loss decrease{unit}".lstrip(), linespacing=1.5)
+        for (row, column), (scale, keys) in planned.panels.items():
+            ax = axes[row, column]
+            ax.axhline(0, color=_style.FAINT, linewidth=0.7)
+            hollow = "converged" in str(keys["condition"])
+            means, inits = measured[scale]
+            for name in of[scale]:
+                here = _style.pick(means, **keys, curve=name)
+                one = _style.pick(inits, **keys, curve=name)
+                if len(here):
+                    look = replace(looks[name], line=":") if hollow else looks[name]
+                    _style.dots(ax, one[scale], one["loss_decrease"], look)
+                    _style.curve(ax, here, scale, look, hollow=hollow)
+            _draw_level(ax, _style.pick(level, **keys), looks)
+            _style.log_axis(ax)
+        _layout.blank(axes, planned.panels)
+        for column, name in enumerate(planned.columns):
+            axes[0, column].set_title(name, loc="left")
+            axes[-1, column].set_xlabel(NAMES[scales[0 if many else column]])
+            if not many:
+                names = [*of[scales[column]], *level["curve"].unique()]
+                _style.legend_below(axes[-1, column], names, looks)
+        for row, name in enumerate(planned.rows):
+            axes[row, 0].set_ylabel(
+                f"best loss decrease\n{_notes.loss_unit(frame).strip()}".strip()
+            )
+            if name:
+                _style.row_title(axes[row, 0], name)
+        if many:
+            _style.legend_entries(axes[0, -1], shown, looks)
+            _style.side_legend(axes[0, -1])
         _style.title(figure, "Best loss decrease of one step, by the estimator's own scale")
-        drawn = pd.concat([*everything, level.assign(hyperparameter="none")])
+        drawn = pd.concat([
+            *(means.rename(columns={scale: "scale"}).assign(hyperparameter=scale)
+              for scale, (means, _) in measured.items()),
+            level.assign(hyperparameter="none"),
+        ])  # fmt: skip
         edge = drawn[drawn["edge"] != ""]
         notes = [
+            _notes.problem_note(frame),
             _notes.interval_note(drawn),
             f"{len(edge)} of {len(drawn)} best lrs lie at the edge of the grid."
             if len(edge)

@@ -1,4 +1,4 @@
-"""Loss decrease against lr: one column per num_dim, one row per comparison with CDG.
+"""Loss decrease against lr, problem by problem.
 
 One gradient estimate per init and batch is stepped at every lr, normalized as the study says. The
 best lr of each curve, on the mean over inits and batches, is circled. Steps far too long make the
@@ -14,10 +14,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from gradlab.reporting import columns, summaries
+from gradlab.reporting.facets import grid
+from gradlab.reporting.problems import is_network
 
-from . import _notes, _style
+from . import _layout, _notes, _style
 
 TABLES = ("loss_decrease",)
 BY = ["condition", "num_dim", "method"]
@@ -42,8 +45,10 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     means["best"] = means["best"].eq(True)
     inits = summaries.replicate_means(frame, [*BY, "lr"], ["loss_decrease"])
     looks, groups = _style.styles(frame), _style.groupings(frame)
-    num_dims = sorted(frame["num_dim"].unique())
-    rows = [(c, *group) for c in columns.conditions(frame) for group in groups]
+    panels = grid(frame)
+    if is_network(frame) and len(looks) <= _layout.ONE_PANEL and len(panels.rows) > 1:
+        groups = [("", list(looks))]  # every comparison anew for every layer would be too much
+    rows = [(i, *group) for i in range(len(panels.rows)) for group in groups]
     height = max(1.85, 0.35 + max(_style.legend_height(members) for _, members in groups))
     few = bool((means["n"] < summaries.LEAST_INITS).all())
     highest = tops(means)
@@ -52,36 +57,43 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     with _style.theme():
         figure, axes = _style.panels(
             len(rows),
-            len(num_dims),
+            len(panels.columns),
             width=1.95,
             height=height,
             extra=_style.legend_width(looks),
             sharex=True,
             sharey=bool(share),
         )
-        for row, (condition, name, members) in enumerate(rows):
-            for column, num_dim in enumerate(num_dims):
+        for row, (which, name, members) in enumerate(rows):
+            for column in range(len(panels.columns)):
                 ax = axes[row, column]
-                top = highest.max() if share else highest[condition, num_dim]
+                if (which, column) not in panels.panels:
+                    ax.set_axis_off()
+                    continue
+                place = {"num_dim": 0, **panels.panels[which, column]}
+                top = highest.max() if share else highest[place["condition"], place["num_dim"]]
                 ax.set_ylim(CUT * top, 1.12 * top)
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
                 for method in members:
-                    key = {"condition": condition, "num_dim": num_dim, "method": method}
+                    key = {**place, "method": method}
                     one = _style.pick(inits, **key) if few else None
                     here = _style.pick(means, **key)
                     cut |= _curve(ax, here, one, looks[method], method, CUT * top)
                 _style.log_axis(ax)
-                if row == 0 and num_dim > 0:
-                    ax.set_title(f"num_dim = {num_dim}", loc="left")
+                if frame["lr"].max() > 30 * frame["lr"].min():
+                    ax.xaxis.set_major_locator(LogLocator(numticks=5))
+                if row == 0:
+                    ax.set_title(panels.columns[column], loc="left")
                 if row == len(rows) - 1:
                     ax.set_xlabel("lr")
             axes[row, 0].set_ylabel(
-                f"{name}\n" + f"loss decrease{_notes.loss_unit(frame)}", linespacing=1.6
+                f"{name}\nloss decrease{_notes.loss_unit(frame)}".lstrip(), linespacing=1.6
             )
             _style.legend_entries(axes[row, -1], members, looks)
-            _style.side_legend(axes[row, -1], condition or None)
+            _style.side_legend(axes[row, -1], panels.rows[which] or None)
         _style.title(figure, "Loss decrease after one step, against lr")
         notes = [
+            _notes.problem_note(frame),
             _notes.interval_note(means, seeds=few),
             "Circled: the best lr of each curve.",
             "Triangles at the lower border: means below the cut axis." if cut else "",

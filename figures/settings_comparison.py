@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
+from gradlab.reporting.wording import word
 
 from . import _notes, _style
 
@@ -49,7 +50,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         for row, (choice, panel) in enumerate(rows):
             here = columns.conditions_apart_from(frame, [choice]) == panel
             concerned = frame[here & frame[choice].notna()]
-            concerned = concerned.assign(choice=concerned[choice].map(columns.text))
+            concerned = concerned.assign(choice=concerned[choice].map(word))
             concerned["method"] = columns.name_curves(concerned, [choice])
             # A curve that takes one value only has nothing to compare.
             several = concerned.groupby("method")["choice"].transform("nunique") > 1
@@ -94,6 +95,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         _style.title(figure, "Best loss decrease of one step, setting by setting")
         drawn = pd.concat(everything)
         notes = [
+            _notes.problem_note(frame),
             _notes.interval_note(drawn, drawn="Vertical lines"),
             "Choices are compared on the same inits and batches, so their errors are correlated.",
             _notes.edge_note(drawn),

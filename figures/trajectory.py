@@ -88,6 +88,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         _style.title(figure, "Loss along the descent")
         drawn = pd.concat(everything)
         notes = [
+            _notes.problem_note(frame),
             _notes.interval_note(drawn, seeds=False),
             "The marker is where the budget ends.",
             "Curves end where a run diverged." if (drawn["missing"] > 0).any() else "",

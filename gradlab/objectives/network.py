@@ -140,10 +140,10 @@ class Network:
     @functools.cached_property
     def evaluator(self) -> ModuleEvaluator:
         """What evaluates populations of the whole network on this batch."""
-        images = states.images(self.dataset, self.device)
+        images = states.images(self.dataset, self.device, self.seed)
         index = states.batch_indices(len(images), self.batch_size, self.seed, self.batch)
         index = index.to(self.device)
-        return self._state.evaluator.on(images.batch(index), images.labels[index])
+        return self._state.on(images.batch(index), images.labels[index])
 
     @functools.cached_property
     def _state(self) -> NetworkState:
@@ -234,8 +234,8 @@ class Network:
         with Footprint() as footprint, torch.no_grad():
             program.whole(self.evaluator.inputs[:few], self._state.params)
         # what the backward pass keeps, and as much again for the gradients on their way
-        held = 2 * max(1, footprint.total)
-        return max(1, self.evaluator.memory_bytes * few // held)
+        kept: int = max(1, footprint.total)
+        return max(1, self.evaluator.memory_bytes * few // (2 * kept))
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         """Loss differences over ±epsilon of every weight, float64, re-evaluating what changes."""
@@ -317,7 +317,8 @@ class _Scattered:
 
     def part(self, start: int, stop: int) -> _Scattered:
         """Members ``start`` … ``stop - 1``."""
-        return replace(self, few=pop.part(self.few, start, stop))
+        few: Any = pop.part(self.few, start, stop)
+        return replace(self, few=few)
 
     def members(self) -> Params:
         """The members as a dict of tensors ``(P, ...)``."""

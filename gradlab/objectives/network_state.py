@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from gradlab import data, models
 from gradlab._registry import unknown
 from gradlab.data import Dataset
 from gradlab.evaluation.module.evaluator import ModuleEvaluator
-from gradlab.evaluation.population import Params
+from gradlab.evaluation.population import Params, chunks
 from gradlab.models.mlp import positive_integer
 
 HELD_OUT = 2**30
@@ -160,18 +160,25 @@ def chosen_coordinates(
     return found
 
 
-def images(name: str, device: str) -> Dataset:
+def images(name: str, device: str, seed: int) -> Dataset:
     """The training images of a set, read once per process.
+
+    Args:
+        name: the set.
+        device: where they go.
+        seed: chooses them where the set has no split of its own, as it does in training.
 
     Raises:
         DataError: a file of the set is missing or damaged.
     """
-    return _images(name, device, str(data.data_root()))
+    info = data.find(name)
+    own_split = info.needed("train") != info.needed("test")
+    return _images(name, device, 0 if own_split else seed, str(data.data_root()))
 
 
 @lru_cache(maxsize=2)
-def _images(name: str, device: str, root: str) -> Dataset:
-    return data.load(name, "train", root=root, device=device)
+def _images(name: str, device: str, seed: int, root: str) -> Dataset:
+    return data.load(name, "train", root=root, device=device, seed=seed)
 
 
 def require_images(name: str) -> None:
@@ -235,13 +242,20 @@ class NetworkState:
     """A network whose weights and statistics are settled.
 
     Attributes:
-        evaluator: of the network in evaluation mode, on a few images; ``evaluator.on`` gives it
-            others without tracing it again.
+        evaluator: of the network in evaluation mode, on a few images.
         params: all parameters, on the network's device.
     """
 
     evaluator: ModuleEvaluator
     params: Params
+    _by_size: dict[int, ModuleEvaluator] = field(default_factory=dict)
+
+    def on(self, inputs: Tensor, targets: Tensor) -> ModuleEvaluator:
+        """The network on a batch; nothing is traced again, nor measured for a size seen before."""
+        former = self._by_size.get(len(inputs), self.evaluator)
+        found = former.on(inputs, targets)
+        self._by_size[len(inputs)] = found
+        return found
 
 
 def network_state(
@@ -290,7 +304,7 @@ def _network_state(
 ) -> NetworkState:
     del threads, root  # they are part of the key alone
     built = _architecture(model, options)
-    found = images(dataset, device)
+    found = images(dataset, device, seed)
     if weights is None:
         network = fresh_network(built, found, seed, device)
     else:
@@ -318,8 +332,8 @@ def fresh_network(built: Architecture, found: Dataset, seed: int, device: str) -
                 norm.reset_running_stats()
                 norm.momentum = None  # the plain mean of all batches
             network.train()
-            for part in torch.from_numpy(index).to(device).split(256):
-                network(found.batch(part))
+            for low, high in chunks(size, 256):
+                network(found.batch(torch.from_numpy(index[low:high]).to(device)))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return network.eval()

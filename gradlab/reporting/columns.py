@@ -24,32 +24,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradlab.reporting.problems import (
+    NETWORK,
+    PROBLEM,
+    is_network,
+    phrase,
+    position,
+    problem_columns,
+)
+from gradlab.reporting.wording import listed, word
+
 REPLICATES = ("init", "batch", "repeat")
-PROBLEM = (
-    "objective", "function", "depth", "activation", "weight", "gain", "batch_size", "student",
-    "step_layers",
-)  # fmt: skip
 NOT_A_SETTING = {
-    *REPLICATES, *PROBLEM, "num_dim", "schema", "study", "seed", "threads", "device", "hash",
-    "cell", "estimator", "label", "method", "condition", "layer", "reference", "budget",
-    "quantity", "curve", "panel", "choice", "edge",
+    *REPLICATES, *PROBLEM, *NETWORK, "num_dim", "schema", "study", "seed", "threads", "device",
+    "student_training", "hash", "cell", "estimator", "label", "method", "condition", "layer",
+    "reference", "budget", "quantity", "curve", "panel", "choice", "edge", "diverged",
 }  # fmt: skip
 MEASUREMENTS = {
     "lr", "loss_before", "loss_after", "loss_decrease", "loss_decrease_fresh", "forward_passes",
     "backward_passes", "seconds", "step", "loss", "loss_fresh", "cosine", "norm_ratio",
     "sign_agreement", "split_half_cosine", "relative_bias", "relative_variance", "value",
-    "reference_split_half_cosine", "gradient_norm", "step_norm",
+    "reference_split_half_cosine", "gradient_norm", "step_norm", "reference_norm", "depth_index",
+    "epoch", "epochs_done", "test_loss", "test_accuracy", "train_loss", "train_accuracy",
+    "val_loss", "val_accuracy", "best_val_accuracy", "ema_loss", "ema_accuracy", "flip_ratio",
+    "images_per_second", "coordinate", "offset", "slope", "chord_slope",
 }  # fmt: skip
 OPTIONS = {
     "surrogate", "epsilon", "population", "sigma", "fitness", "gradient", "antithetic", "passes",
-    "layers", "condition_last", "baseline", "ridge", "beta", "threshold", "temperature", "samples",
-    "sigma_gradient", "weight_surrogate",
+    "layers", "noise", "condition_last", "baseline", "ridge", "beta", "threshold", "temperature",
+    "samples", "sigma_gradient", "weight_surrogate",
 }  # fmt: skip
-STUDENTS = ("fresh", "converged")
-STEP_LAYERS = ("all", "hidden", "output")
-JOINED = ("hidden", "all")  # what gradient_quality calls groups of layers
-ACTIVATIONS = ("binary", "ternary", "2bit", "full")
 SYMBOLS = {"sigma": "σ", "epsilon": "ε", "beta": "β", "population": "P"}
+SCALES = {"epsilon": 0.1, "sigma": 0.1, "threshold": 1.0}
+"""The scales of estimators, with the value that is shown where a figure has room for one."""
+THRESHOLD = re.compile(r"\(threshold=([\d.eE+-]+)\)")
 STE_ORDER = ("hardtanh", "steep", "swish_sign", "polynomial", "identity", "relu")
 
 
@@ -65,8 +73,10 @@ def option_columns(frame: pd.DataFrame) -> list[str]:
     (an option that a third party's estimator brings along).
     """
     found = []
+    network = is_network(frame)
     for column in frame.columns:
-        if column in OPTIONS:
+        # A network's layers are part of the problem; those of an estimator are named otherwise.
+        if column in OPTIONS and not (network and column in NETWORK):
             found.append(column)
         elif _like_a_setting(frame, column) and "estimator" in frame:
             absent = frame[column].isna().groupby(frame["estimator"]).all()
@@ -83,7 +93,7 @@ def setting_columns(frame: pd.DataFrame) -> list[str]:
 
 def condition_columns(frame: pd.DataFrame) -> list[str]:
     """What varies in this table beside ``num_dim``, the estimator, the lr and the replicates."""
-    return varying(frame, [*PROBLEM, *setting_columns(frame)])
+    return varying(frame, [*problem_columns(frame), *setting_columns(frame)])
 
 
 def _like_a_setting(frame: pd.DataFrame, column: str) -> bool:
@@ -108,9 +118,10 @@ def annotate(frame: pd.DataFrame) -> pd.DataFrame:
     if "num_dim" not in frame:
         frame["num_dim"] = 0
     frame["num_dim"] = frame["num_dim"].fillna(0).astype(int)
-    for column in ("surrogate", "population"):
+    for column in ("estimator", "surrogate", "population"):
         if column not in frame:
             frame[column] = None
+    frame["estimator"] = frame["estimator"].astype(object).fillna("backpropagation")
     if "label" not in frame:
         frame["label"] = frame["estimator"]
     frame["label"] = frame["label"].fillna(frame["estimator"]).astype(str)
@@ -118,9 +129,39 @@ def annotate(frame: pd.DataFrame) -> pd.DataFrame:
         frame[column] = [str(v) if isinstance(v, (list, dict)) else v for v in frame[column]]
     for column in frame.columns.intersection(list(MEASUREMENTS)):
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    if is_network(frame):
+        if "student" in frame:
+            frame["student"], frame["student_training"] = _plain_students(frame["student"])
+        if "layers" in frame:
+            frame["layers"] = frame["layers"].astype(object).fillna("all")
+    if frame["surrogate"].astype(str).str.contains("(threshold=", regex=False).any():
+        frame["threshold"] = thresholds(frame["surrogate"])
     frame["method"] = name_curves(frame)
     frame["condition"] = conditions_apart_from(frame, ())
     return frame
+
+
+def thresholds(surrogates: pd.Series) -> pd.Series:
+    """The clip threshold that each surrogate's label names; hardtanh's own is 1.
+
+    >>> thresholds(pd.Series(["hardtanh", "hardtanh(threshold=0.5)", "steep"])).tolist()
+    [1.0, 0.5, nan]
+    """
+    named = surrogates.astype(str)
+    found = named.str.extract(THRESHOLD, expand=False).astype(float)
+    return found.mask(named == "hardtanh", 1.0)
+
+
+def _plain_students(students: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Students without the words about their training where all share them, and these words."""
+    words = students.astype(str).str.extract(r"^(\S+)\s*(.*)$")
+    how = words[1][words[1] != ""]
+    # A fresh student has no training to speak of.
+    trained = words[0][words[0] != "fresh"]
+    if how.nunique() != 1 or len(how) < len(trained):
+        return students, pd.Series("", index=students.index)
+    plain = words[0].where(students.notna(), None)
+    return plain, pd.Series(how.iloc[0].strip("()"), index=students.index)
 
 
 def name_curves(frame: pd.DataFrame, apart_from: Sequence[str] = ()) -> pd.Series:
@@ -135,6 +176,11 @@ def name_curves(frame: pd.DataFrame, apart_from: Sequence[str] = ()) -> pd.Serie
     >>> name_curves(table, apart_from=["sigma"]).tolist()
     ['NES 500', 'NES 500']
     """
+    if "threshold" in apart_from:
+        frame = frame.assign(
+            surrogate=frame["surrogate"].astype(object).replace(THRESHOLD, "", regex=True),
+            label=frame["label"].replace(THRESHOLD, "", regex=True),
+        )
     options = [c for c in option_columns(frame) if c not in apart_from]
     keys = ["estimator", *options] + ([] if apart_from else ["label"])
     groups = frame.groupby(keys, dropna=False, sort=False)
@@ -150,8 +196,8 @@ def name_curves(frame: pd.DataFrame, apart_from: Sequence[str] = ()) -> pd.Serie
         if len(same) > 1:
             differing = varying(same, options)
             for curve, row in same.iterrows():
-                extra = [f"{SYMBOLS.get(c, c)} = {text(row[c])}" for c in differing
-                         if text(row[c]) != "–"]  # fmt: skip
+                extra = [f"{SYMBOLS.get(c, c)} = {word(row[c])}" for c in differing
+                         if word(row[c]) != "–"]  # fmt: skip
                 result[curve] = ", ".join([name, *extra])
     return number.map(result)
 
@@ -165,7 +211,9 @@ def _common_words(labels: list[str]) -> str:
 
 
 def one_scale_each(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Of an estimator measured at several sigmas or epsilons, the rows at 0.1 (or the first).
+    """Of an estimator measured at several scales, the rows at the usual one (or the nearest).
+
+    Thresholds are a scale from three on: two are a comparison.
 
     Args:
         frame: an annotated table.
@@ -174,24 +222,43 @@ def one_scale_each(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         The rows, their methods named without the scale; and the scales that were chosen, in
         words, empty where there was nothing to choose.
     """
-    kept, words = frame.assign(curve=name_curves(frame, ["sigma", "epsilon"])), []
-    for scale in ("epsilon", "sigma"):
-        if scale not in kept or kept.groupby("curve")[scale].nunique().max() <= 1:
-            continue
-        by_curve = kept.groupby("curve")[scale]
-        default = by_curve.transform(lambda values: (values == 0.1).any())
-        chosen = by_curve.transform("first").where(~default.astype(bool), 0.1)
-        kept = kept[kept[scale].isna() | (kept[scale] == chosen)]
-        words.append(f"{SYMBOLS[scale]} = 0.1")
-    if not words:
+    several = varied_scales(frame)
+    if "threshold" in several and frame["threshold"].nunique() < 3:
+        several.remove("threshold")
+    if not several:
         return frame, ""
+    kept, words = frame.assign(curve=name_curves(frame, several)), []
+    for scale in several:
+        shown = {curve: _nearest(values, SCALES[scale])
+                 for curve, values in kept.groupby("curve")[scale]}  # fmt: skip
+        chosen = kept["curve"].map(shown)
+        kept = kept[kept[scale].isna() | (kept[scale] == chosen)]
+        named = " or ".join(f"{value:g}" for value in sorted(set(shown.values())) if value == value)
+        words.append(f"{SYMBOLS.get(scale, scale)} = {named}")
     # The scale is said once, and not again in every name.
-    return kept.assign(method=kept["curve"]), " and ".join(words)
+    return kept.assign(method=kept["curve"]), listed(words)
+
+
+def _nearest(values: pd.Series, usual: float) -> float:
+    """The value that is nearest to the usual one by ratio; NaN where there is none."""
+    known = values.dropna().to_numpy(float)
+    return float(known[np.abs(np.log(known / usual)).argmin()]) if len(known) else math.nan
+
+
+def varied_scales(frame: pd.DataFrame) -> list[str]:
+    """The scales at which some curve was measured more than once."""
+    present = [scale for scale in SCALES if scale in frame and frame[scale].notna().any()]
+    found = []
+    for scale in present:
+        by_curve = frame.groupby(name_curves(frame, present))[scale]
+        if by_curve.nunique().max() > 1:
+            found.append(scale)
+    return found
 
 
 def categorical_choices(frame: pd.DataFrame) -> list[str]:
     """Settings and options that vary and are not numbers: fitness, update order and the like."""
-    own = {"surrogate", "population", "layers", "sigma", "epsilon", "passes"}
+    own = {"surrogate", "population", "layers", "passes", *SCALES}
     names = [*setting_columns(frame), *option_columns(frame)]
     return [c for c in names if c not in own and _is_choice(frame[c])]
 
@@ -208,7 +275,9 @@ def conditions_apart_from(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Ser
         return pd.Series("", index=frame.index)
     groups = frame.groupby(kept, dropna=False, sort=False)
     first = frame.assign(_group=groups.ngroup()).drop_duplicates("_group").set_index("_group")
-    names = {group: ", ".join(phrase(c, row[c]) for c in kept) for group, row in first.iterrows()}
+    network = is_network(frame)
+    names = {group: ", ".join(phrase(c, row[c], network) for c in kept)
+             for group, row in first.iterrows()}  # fmt: skip
     return groups.ngroup().map(names)
 
 
@@ -220,80 +289,6 @@ def as_float(value: object) -> float:
     """
     number = pd.to_numeric(value, errors="coerce")  # type: ignore[call-overload]
     return math.nan if pd.isna(number) else float(number)
-
-
-def text(value: object) -> str:
-    """A value as a short word.
-
-    >>> text(0.1), text(5000.0), text("raw"), text(None), text(True)
-    ('0.1', '5,000', 'raw', '–', 'yes')
-    """
-    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
-        return "–"
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    if isinstance(value, (int, float)) or hasattr(value, "dtype"):
-        number = float(value)  # type: ignore[arg-type]
-        return f"{number:,.0f}" if number == int(number) else f"{number:.3g}"
-    return str(value)
-
-
-def phrase(column: str, value: object) -> str:
-    """A condition in the words of the field.
-
-    >>> phrase("student", "fresh"), phrase("activation", "binary"), phrase("normalize", "global")
-    ('fresh student', 'binary activations', 'normalize global')
-    >>> phrase("student", "converged (500 steps, 1000 examples)")
-    'converged student (500 steps of 1000 examples)'
-    """
-    if column == "step_layers":
-        return {"all": "all layers step", "hidden": "hidden layers step",
-                "output": "output layer steps"}.get(str(value), f"{value} step")  # fmt: skip
-    if column == "student":
-        state, _, how = text(value).partition(" ")
-        return f"{state} student {how.replace(',', ' of')}".rstrip()
-    forms = {
-        "activation": "{} activations",
-        "weight": "{} weights",
-        "batch_size": "batches of {}",
-        "objective": "{}",
-        "function": "{}",
-    }
-    return forms.get(column, column.replace("_", " ") + " {}").format(text(value))
-
-
-def layer_name(layer: str) -> str:
-    """``layers.0.weight`` as ``1``, the way papers count; other names unchanged.
-
-    >>> layer_name("layers.0.weight"), layer_name("all")
-    ('1', 'all')
-    """
-    match = re.fullmatch(r"layers\.(\d+)\.weight", str(layer))
-    return str(int(match[1]) + 1) if match else str(layer)
-
-
-def layer_order(layers: pd.Series) -> list[str]:
-    """The distinct layers, first to last, then the groups ``hidden`` and ``all``."""
-
-    def position(layer: str) -> tuple[int, list[tuple[int, str]]]:
-        parts = [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", layer)]
-        return JOINED.index(layer) + 1 if layer in JOINED else 0, parts
-
-    return sorted(layers.dropna().astype(str).unique(), key=position)
-
-
-def single_layers(layers: pd.Series) -> list[str]:
-    """The distinct layers without the groups of layers."""
-    return [layer for layer in layer_order(layers) if layer not in JOINED]
-
-
-def layer_title(layer: str) -> str:
-    """A layer as the title of a panel or column.
-
-    >>> [layer_title(layer) for layer in ("layers.0.weight", "hidden", "all")]
-    ['layer 1', 'hidden layers', 'all layers']
-    """
-    return f"{layer} layers" if layer in JOINED else f"layer {layer_name(layer)}"
 
 
 def reference_name(reference: str) -> str:
@@ -345,7 +340,7 @@ def methods(frame: pd.DataFrame) -> pd.DataFrame:
 
     def position(method: str) -> tuple[Any, ...]:
         row: dict[str, Any] = dict(table.loc[method])
-        surrogate = str(row["surrogate"])
+        surrogate = str(row["surrogate"]).partition("(")[0]
         ste = STE_ORDER.index(surrogate) if surrogate in STE_ORDER else len(STE_ORDER)
         size = as_float(row["population"])
         natural = [(1, float(p), "") if re.fullmatch(r"[\d.]*\d", p) else (0, 0.0, p)
@@ -370,22 +365,22 @@ def reference_method(known: pd.DataFrame) -> str | None:
 
 
 def conditions(frame: pd.DataFrame) -> list[str]:
-    """The conditions of an annotated table, in the order of their first rows.
+    """The conditions of an annotated table, in order.
 
-    Fresh students come before converged ones, steps of all layers before those of hidden ones,
-    binary activations before full ones.
+    Networks are ordered by their problem columns, as :data:`problems.NETWORK` lists them, and by
+    numeric settings; everything else by student, moved layers and activation. Students come by
+    their training, layers by depth, activations by their bits, numbers by size; for the rest the
+    first rows decide.
     """
-    moved = [phrase("step_layers", layers) for layers in STEP_LAYERS]
-    orders = (
-        [phrase("student", student) for student in STUDENTS],
-        moved,
-        [phrase("activation", activation) for activation in ACTIVATIONS],
-    )
-
-    def position(condition: str) -> tuple[int, ...]:
-        return tuple(
-            next((i for i, words in enumerate(order) if words in condition), len(order))
-            for order in orders
-        )
-
-    return sorted(frame["condition"].unique(), key=position)
+    known = ["student", "step_layers", "activation"]
+    if is_network(frame):
+        known = [c for c in condition_columns(frame) if c not in known[:1]] + known[:1]
+    known = [c for c in known if c in frame]
+    by_condition = frame.groupby("condition", sort=False)
+    # A column that has been put elsewhere (on the x-axis, side by side) decides nothing.
+    alike = [c for c in known if by_condition[c].nunique(dropna=False).max() == 1]
+    first = frame.drop_duplicates("condition").set_index("condition")[alike]
+    places = {
+        str(name): tuple(position(c, row[c]) for c in alike) for name, row in first.iterrows()
+    }
+    return sorted(places, key=lambda name: places[name])

@@ -34,11 +34,15 @@ DPI = 200
 BY_KIND = {
     "loss_decrease": ["loss_decrease_groups", "best_loss_decrease", "loss_decrease_by_lr",
                       "hyperparameter", "settings_comparison"],
-    "gradient_quality": ["cosine_by_layer", "cosine_by_forward_passes"],
+    "gradient_quality": ["gradient_by_depth", "cosine_by_layer", "cosine_by_forward_passes"],
     "trajectory": ["trajectory"],
+    "training_run": ["training_curves", "accuracy_by_weight_decay"],
+    "loss_slice": ["loss_slice"],
 }  # fmt: skip
 """The figures of each kind of study where its spec names none; those that do not apply are left
 out without a word."""
+INSTEAD = {"gradient_by_depth": "cosine_by_layer"}
+"""Figures that show what another one shows, and more: nobody needs both who asked for neither."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,11 @@ def draw_figures(study: StoredStudy, figures: Sequence[str] | None = None) -> li
         if name not in known:
             raise ValueError(unknown("figure", name, known))
     wanted = asked or [n for n in BY_KIND.get(study.kind, known) if n in known]
-    drawn = [draw_one(name, study) for name in dict.fromkeys(wanted)]
+    drawn: list[Drawn] = []
+    for name in dict.fromkeys(wanted):
+        better = {INSTEAD.get(figure.name) for figure in drawn if figure.files}
+        if asked or name not in better:
+            drawn.append(draw_one(name, study))
     return [figure for figure in drawn if figure.files or asked]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from gradlab.reporting import columns, summaries
+from gradlab.reporting.problems import is_network
 from gradlab.reporting.wording import (
     at_num_dim,
     begin,
@@ -48,12 +49,19 @@ def write(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
     Args:
         tables: stored tables by name; those of no known kind are passed over.
     """
-    from gradlab.reporting import findings_gradient, findings_trajectory
+    from gradlab.reporting import (
+        findings_gradient,
+        findings_slice,
+        findings_training,
+        findings_trajectory,
+    )
 
     kinds: dict[str, Callable[[pd.DataFrame], list[Finding]]] = {
         "loss_decrease": loss_decrease,
         "gradient_quality": findings_gradient.gradient_quality,
         "trajectory": findings_trajectory.trajectory,
+        "training_result": findings_training.training_result,
+        "loss_slice_slopes": findings_slice.slopes,
     }
     found: list[Finding] = []
     for name, kind in kinds.items():
@@ -134,6 +142,10 @@ def loss_decrease(table: pd.DataFrame) -> list[Finding]:
     frame = columns.annotate(table)
     if frame["loss_decrease"].isna().all():
         return [Finding("Nothing to compare", "Every run diverged.")]
+    if is_network(frame):
+        from gradlab.reporting import findings_network
+
+        return findings_network.loss_decrease(frame)
     plain, scale = columns.one_scale_each(frame)
     best = Best(plain)
     conditions = columns.conditions(plain)

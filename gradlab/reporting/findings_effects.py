@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 import pandas as pd
 
 from gradlab.reporting import columns, summaries
 from gradlab.reporting.findings import Finding
-from gradlab.reporting.wording import at_num_dim, listed, percent, sample
+from gradlab.reporting.wording import at_num_dim, listed, percent, sample, word
+
+MOST = 4  # cases that a sentence names
 
 
 def write(frame: pd.DataFrame) -> list[Finding]:
     """One finding per varied scale and per varied categorical choice, at the largest num_dim."""
     frame = frame[frame["num_dim"] == frame["num_dim"].max()]
     found: list[Finding] = []
-    for scale in ("epsilon", "sigma"):
-        if scale in frame and frame.groupby("estimator")[scale].nunique().max() > 1:
-            found += _scale(frame[frame[scale].notna()], scale)
+    for scale in columns.varied_scales(frame):
+        found += _scale(frame[frame[scale].notna()], scale)
     for choice in columns.categorical_choices(frame):
         found += _choice(frame[frame[choice].notna()], choice)
     return found
@@ -34,7 +38,7 @@ def _vectors(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def _scale(frame: pd.DataFrame, scale: str) -> list[Finding]:
-    symbol = columns.SYMBOLS[scale]
+    symbol = columns.SYMBOLS.get(scale, scale)
     # Curves with one and the same answer share a clause.
     answers: dict[tuple[str, str], list[str]] = {}
     panels = columns.conditions(frame)
@@ -54,7 +58,7 @@ def _scale(frame: pd.DataFrame, scale: str) -> list[Finding]:
         known = {v: gap for v, gap in gaps.items() if gap["n"] >= summaries.LEAST_INITS}
         equal = [f"{v:g}" for v, gap in known.items() if v != best and not summaries.resolved(gap)]
         words = f"{best:g}"
-        if best in (min(gaps), max(gaps)):
+        if len(gaps) > 2 and best in (min(gaps), max(gaps)):
             words += ", the edge of the grid,"
         if equal:
             words += f" (not resolved from {listed(equal)})"
@@ -63,8 +67,19 @@ def _scale(frame: pd.DataFrame, scale: str) -> list[Finding]:
         return []
     parts = [f"{words} for {listed(named)}" + (f" ({panel})" if panel else "")
              for (panel, words), named in answers.items()]  # fmt: skip
+    if len(parts) > MOST:
+        parts = _tally(answers)
     text = f"The {symbol} with the largest best decrease{at_num_dim(list(frame['num_dim']))} is "
     return [Finding(f"Choice of {symbol}", f"{text}{'; '.join(parts)} ({sample(_inits(frame))}).")]
+
+
+def _tally(answers: Mapping[tuple[str, str], list[str]]) -> list[str]:
+    """In how many of many cases each answer is given, the curves one after the other."""
+    counts = Counter((curve, words.partition(" (")[0])
+                     for (_, words), named in answers.items() for curve in named)  # fmt: skip
+    totals = Counter(curve for named in answers.values() for curve in named)
+    return [f"{words} for {curve} in {k} of {totals[curve]} cases"
+            for (curve, words), k in counts.most_common()]  # fmt: skip
 
 
 def _choice(frame: pd.DataFrame, choice: str) -> list[Finding]:
@@ -75,7 +90,7 @@ def _choice(frame: pd.DataFrame, choice: str) -> list[Finding]:
     for (panel, curve), wide in vectors.groupby(level=["panel", "curve"], sort=False):
         if len(wide) < 2:
             continue
-        names = [columns.text(key[2]) for key in wide.index]
+        names = [word(key[2]) for key in wide.index]
         order = wide.mean(axis=1).to_numpy().argsort()[::-1]
         rows = [wide.iloc[i] for i in order]
         gaps = [summaries.difference(rows[0], row) for row in rows[1:]]
@@ -96,8 +111,8 @@ def _choice(frame: pd.DataFrame, choice: str) -> list[Finding]:
     if not answers:
         return []
     parts = [f"{words} for {listed(named)}" for words, named in answers.items()]
-    if len(parts) > 4:
-        parts = [*parts[:4], f"{len(parts) - 4} more cases stand in the tables"]
+    if len(parts) > MOST:
+        parts = [*parts[:MOST], f"{len(parts) - MOST} more cases stand in the tables"]
     last = at_num_dim(list(frame["num_dim"])).strip()
     text = f"{last[:1].upper()}{last[1:]}{', ' if last else ''}{'; '.join(parts)}"
     return [Finding(f"Effect of {choice.replace('_', ' ')}", f"{text} ({sample(n)}, paired).")]

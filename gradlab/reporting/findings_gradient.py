@@ -7,8 +7,17 @@ from typing import Any
 
 import pandas as pd
 
-from gradlab.reporting import columns, published, summaries
+from gradlab.reporting import columns, findings_depth, published, summaries
+from gradlab.reporting.facets import whole_depth
 from gradlab.reporting.findings import Finding
+from gradlab.reporting.layers import (
+    JOINED,
+    layer_title,
+    single_layers,
+    spread,
+    tick_names,
+)
+from gradlab.reporting.problems import ACTIVATIONS
 from gradlab.reporting.wording import at_num_dim, cosine, listed, passes, sample
 
 BY = ["reference", "condition", "num_dim", "method", "layer"]
@@ -16,7 +25,7 @@ BY = ["reference", "condition", "num_dim", "method", "layer"]
 
 def gradient_quality(table: pd.DataFrame) -> list[Finding]:
     """The findings, at the largest num_dim of the first condition and reference."""
-    frame = columns.annotate(table)
+    frame = whole_depth(columns.annotate(table))
     if "reference" not in frame:
         frame["reference"] = "reference"
     if frame["cosine"].isna().all():
@@ -33,15 +42,12 @@ def gradient_quality(table: pd.DataFrame) -> list[Finding]:
     return [
         *_reference(chosen, str(reference), place + under),
         *_layers(here, chosen, place + under),
-        *_blind(here, place + under),
+        *_blind(here, chosen, place + under),
+        *findings_depth.gradient_norms(frame),
         *_bits(frame),
         *_error(chosen, place + under),
         *_against_published(table),
     ]
-
-
-def _layer_list(rows: pd.DataFrame) -> list[str]:
-    return columns.single_layers(rows["layer"])
 
 
 def _reference(frame: pd.DataFrame, reference: str, place: str) -> list[Finding]:
@@ -49,20 +55,23 @@ def _reference(frame: pd.DataFrame, reference: str, place: str) -> list[Finding]
     name = columns.reference_name(reference)
     if column not in frame or frame[column].isna().all():
         return [Finding("Reference", f"Cosines are to {name}, taken as exact{place}.")]
-    own = frame[~frame["layer"].isin(columns.JOINED)].groupby("layer")[column].mean()
+    own = frame[~frame["layer"].isin(JOINED)].groupby("layer")[column].mean()
     worst = own.idxmin()
     text = (f"Cosines are to {name}, whose two halves agree to {cosine(own.min())} or better in "
             f"every layer{place}.")  # fmt: skip
     if own.min() < 0.99:
         text = (f"Cosines are to {name}, whose two halves agree to only {cosine(own.min())} in "
-                f"layer {columns.layer_name(str(worst))}{place}: cosines there are understated, so "
+                f"{layer_title(str(worst))}{place}: cosines there are understated, so "
                 "give the reference more samples.")  # fmt: skip
     return [Finding("Reference", text)]
 
 
 def _layers(here: pd.DataFrame, frame: pd.DataFrame, place: str) -> list[Finding]:
     """Every family's best member with its cosines from the first layer to the last."""
-    layers = _layer_list(here)
+    every = single_layers(frame)
+    # A deep network has more layers than a sentence holds.
+    layers = spread(every, 5)
+    names = tick_names(frame)
     wide = here.pivot(index="method", columns="layer", values="mean")
     known = columns.methods(frame)
     cost: dict[Any, float] = {}
@@ -83,12 +92,14 @@ def _layers(here: pd.DataFrame, frame: pd.DataFrame, place: str) -> list[Finding
     shown = [text for _, text in (lines if len(lines) <= 6 else [*lines[:4], *lines[-2:]])]
     n = int(here["n"].max())
     which = "best first layer first" if len(lines) <= 6 else "the best and the worst in the first"
-    head = "layer " + columns.layer_name(layers[0])
+    head = layer_title(layers[0])
     if len(layers) > 1:
-        head = f"layers {columns.layer_name(layers[0])} to {columns.layer_name(layers[-1])}"
+        head = f"layers {names[layers[0]]} to {names[layers[-1]]}"
+    if len(every) > len(layers):
+        head = f"layers {listed(names[layer] for layer in layers)} of {len(every)}"
     text = f"Cosines in {head}{place}, {which}: {'; '.join(shown)} ({sample(n)})."
     found = [Finding("Direction", text)]
-    uneven = wide.loc[wide[layers].max(axis=1) > wide[layers].min(axis=1), layers]
+    uneven = wide.loc[wide[every].max(axis=1) > wide[every].min(axis=1), every]
     if len(layers) > 1 and len(uneven) > 1:
         first = int((uneven.idxmin(axis=1) == layers[0]).sum())
         text = f"The first layer is the worst one for {first} of {len(uneven)} estimators{place}."
@@ -96,14 +107,14 @@ def _layers(here: pd.DataFrame, frame: pd.DataFrame, place: str) -> list[Finding
     return found
 
 
-def _blind(here: pd.DataFrame, place: str) -> list[Finding]:
+def _blind(here: pd.DataFrame, frame: pd.DataFrame, place: str) -> list[Finding]:
     """Estimates whose first-layer direction cannot be told from a random one."""
-    layers = _layer_list(here)
+    layers = single_layers(frame)
     if not layers:
         return []
     first = here[here["layer"] == layers[0]]
     n = sample(int(first["n"].max()))
-    layer = f"In layer {columns.layer_name(layers[0])}{place}"
+    layer = f"In {layer_title(layers[0])}{place}"
     found = []
     for lead, rows, words in (
         ("Near zero", first[(first["low"] <= 0) & (first["high"] >= 0)],
@@ -136,18 +147,18 @@ def _bits(frame: pd.DataFrame) -> list[Finding]:
     for panel, group in rows.groupby("panel", sort=True):
         table = summaries.over_inits(group, ["activation"], "cosine")
         found = {row["activation"]: row for row in table.to_dict("records")}
-        names = [name for name in columns.ACTIVATIONS if name in found]
+        names = [name for name in ACTIVATIONS if name in found]
         values = listed(f"{name} {_with_interval(found[name])}" for name in names)
         parts.append(f"{values} ({panel})" if panel else values)
         n = max(n, int(table["n"].max()))
     place = at_num_dim(list(rows["num_dim"]))
-    text = f"Cosine of {method}, {columns.layer_title(layer)}{place}: {'; '.join(parts)}"
+    text = f"Cosine of {method}, {layer_title(layer)}{place}: {'; '.join(parts)}"
     return [Finding("Activation bits", f"{text} ({sample(n)}).")]
 
 
 def _joined(rows: pd.DataFrame) -> str:
     """The group of layers that says most: the hidden ones, since the output layer is easy."""
-    present = [layer for layer in columns.JOINED if (rows["layer"] == layer).any()]
+    present = [layer for layer in JOINED if (rows["layer"] == layer).any()]
     return present[0] if present else str(rows["layer"].iloc[0])
 
 
@@ -169,22 +180,12 @@ def _error(frame: pd.DataFrame, place: str) -> list[Finding]:
     if noisy:
         parts.append(f"variance outweighs bias for {listed(noisy)}")
     return (
-        [Finding("Error", f"In the {columns.layer_title(layer)}{place}, {'; '.join(parts)}.")]
+        [Finding("Error", f"In the {layer_title(layer)}{place}, {'; '.join(parts)}.")]
         if parts
         else []
     )
 
 
 def _against_published(table: pd.DataFrame) -> list[Finding]:
-    comparison = published.compare(table)
-    if comparison.empty:
-        return []
-    found = []
-    for source, rows in comparison.groupby("source", sort=False):
-        run = rows[rows["verdict"] != "NOT RUN"]
-        passed = int((run["verdict"] == "PASS").sum())
-        missing = len(rows) - len(run)
-        text = f"{passed} of {len(run)} numbers agree with {source}"
-        text += f"; {missing} were not run." if missing else "."
-        found.append(Finding("Published numbers", text))
-    return found
+    return [Finding("Published numbers", text)
+            for text in published.sentences(published.compare(table))]  # fmt: skip

@@ -104,7 +104,7 @@ def context(study: StoredStudy, figures: Sequence[Drawn]) -> dict[str, Any]:
         "grids": grids(summary),
         "published": published_grids(comparison),
         "verdicts": Counter(comparison["verdict"]) if len(comparison) else Counter(),
-        "rule": published.RULE,
+        "rule": published.rules(comparison),
         "run": _what_was_run(study),
         "environment": _environment(study),
         "commands": _commands(study),

@@ -9,8 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from gradlab.reporting import columns, published
-from gradlab.reporting.wording import cosine, interval, lr, number
+from gradlab.reporting import published
+from gradlab.reporting.layers import depths, layer_order, layer_title, spread, tick_names
+from gradlab.reporting.wording import cosine, interval, lr, number, word
+
+MOST_LAYERS = 8
+TRAINED = {
+    "val_accuracy": "validation accuracy", "train_accuracy": "train accuracy",
+    "train_loss": "train loss", "val_loss": "validation loss",
+    "test_accuracy": "test accuracy", "best_val_accuracy": "best epoch",
+    "ema_accuracy": "averaged weights", "epochs": "epochs", "seconds": "seconds",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,15 @@ def grids(summary: Mapping[str, pd.DataFrame]) -> list[Grid]:
         "loss_decrease": _loss_decrease,
         "gradient_quality": _gradient_quality,
         "trajectory": _trajectory,
+        "training_result": _training_result,
     }
     present = [(make, summary[name]) for name, make in makers.items() if name in summary]
-    return [grid for make, frame in present for grid in make(frame)]
+    # A table of networks has no num_dim: the same code takes none for a single one.
+    return [
+        grid
+        for make, frame in present
+        for grid in make(frame if "num_dim" in frame else frame.assign(num_dim=0))
+    ]
 
 
 def _num(value: float, show: Callable[[float], str] = number, style: str = "") -> Entry:
@@ -90,7 +105,7 @@ def _word(value: Any) -> Entry:
 
 def _key_entries(row: Mapping[Any, Any], keys: list[tuple[str, str, bool]]) -> list[Entry]:
     return [
-        _num(float(row[column]), columns.text) if numeric else _word(row[column])
+        _num(float(row[column]), word) if numeric else _word(row[column])
         for column, _, numeric in keys
     ]
 
@@ -115,15 +130,25 @@ def _loss_decrease(frame: pd.DataFrame) -> list[Grid]:
             entries.append(_ci(row["fresh"], row["fresh_low"], row["fresh_high"]))
         entries += [_passes(row)] if "forward_passes" in frame else []
         entries += [_num(row["seconds"])] if "seconds" in frame else []
-        rows.append([*entries, _num(row["n"], columns.text)])
+        rows.append([*entries, _num(row["n"], word)])
+    unit = _unit(frame)
     note = (
-        "Mean over inits of the loss decrease (MSE) of one step, at the lr that is best on the "
-        "mean, with its 95 % bootstrap CI; bold: the largest of its num_dim. Passes over the "
-        "batch are forward, + backward; seconds are per estimate on the machine below."
+        f"Mean over inits of the loss decrease{unit} of one step, at the lr that is best on the "
+        f"mean, with its 95 % bootstrap CI; bold: the largest of its {_case(frame)}. Passes over "
+        "the batch are forward, + backward; seconds are per estimate on the machine below."
     )
     if (frame["edge"] != "").any():
         note += " ⚠ the best lr is the end of the grid, so a better one may lie beyond."
     return [Grid("Best loss decrease", note, header, rows, len(keys) - 1)]
+
+
+def _unit(frame: pd.DataFrame) -> str:
+    """`` (MSE)`` of a teacher-student study; a network's losses are cross-entropies."""
+    return " (MSE)" if frame["num_dim"].max() > 0 else ""
+
+
+def _case(frame: pd.DataFrame) -> str:
+    return "num_dim" if frame["num_dim"].max() > 0 else "condition"
 
 
 def _passes(row: Mapping[Any, Any]) -> Entry:
@@ -141,10 +166,13 @@ def _gradient_quality(frame: pd.DataFrame) -> list[Grid]:
     """One row per method, its cosine in every layer side by side."""
     keys = _keys(frame)
     names = [column for column, _, _ in keys]
-    layers = columns.layer_order(frame["layer"])
+    every = layer_order(frame)
+    # A deep network has more layers than a page has room for.
+    layers, ticks = spread(every, MOST_LAYERS), tick_names(frame)
     more = [c for c in ("relative_bias", "relative_variance", "split_half_cosine") if c in frame]
     header = [(heading, numeric) for _, heading, numeric in keys]
-    header += [(columns.layer_title(layer), True) for layer in layers]
+    header += [(f"layer {ticks[layer]}" if layer in depths(frame) else layer_title(layer), True)
+               for layer in layers]  # fmt: skip
     header += [(c.replace("_", " "), True) for c in more]
     header += [("passes", True)] if "forward_passes" in frame else []
     header += [("seconds", True)] if "seconds" in frame else []
@@ -155,16 +183,20 @@ def _gradient_quality(frame: pd.DataFrame) -> list[Grid]:
         one = next(iter(by_layer.values()))
         entries = _key_entries(one, keys)
         for layer in layers:
-            cell = by_layer.get(layer, dict.fromkeys(("cosine", "low", "high"), math.nan))
+            cell: Mapping[Any, Any] = by_layer.get(
+                layer, dict.fromkeys(("cosine", "low", "high"), math.nan)
+            )
             entries.append(_ci(cell["cosine"], cell["low"], cell["high"], cosine))
         whole = by_layer.get("all", group[more].mean().to_dict())
         entries += [_num(whole[c]) for c in more]
         entries += [_passes(one)] if "forward_passes" in frame else []
         entries += [_num(group["seconds"].mean())] if "seconds" in frame else []
-        rows.append([*entries, _num(group["n"].max(), columns.text)])
+        rows.append([*entries, _num(group["n"].max(), word)])
     note = "Mean cosine to the reference over inits with its 95 % bootstrap CI."
     if more:
         note += " Bias, variance and split-half cosine are over all layers."
+    if len(layers) < len(every):
+        note += f" {len(layers)} of {len(every)} layers; all of them stand in the tables below."
     return [Grid("Cosine to the reference, layer by layer", note, header, rows, len(keys) - 1)]
 
 
@@ -184,20 +216,51 @@ def _trajectory(frame: pd.DataFrame) -> list[Grid]:
         if "final_loss_fresh" in frame:
             entries.append(_num(row["final_loss_fresh"]))
         entries += [_num(row[c], _cost if c != "seconds" else number) for c in spent]
-        rows.append([*entries, _num(row["diverged"], columns.text), _num(row["n"], columns.text)])
+        rows.append([*entries, _num(row["diverged"], word), _num(row["n"], word)])
+    unit = _unit(frame)
     note = (
-        "Loss (MSE) where the budget ends: mean over inits with its 95 % bootstrap CI; bold: the "
-        "lowest of its budget and num_dim."
+        f"Loss{unit} where the budget ends: mean over inits with its 95 % bootstrap CI; bold: the "
+        f"lowest of its budget and {_case(frame)}."
     )
     return [Grid("Where each budget ends", note, header, rows, len(keys))]
 
 
+def _training_result(frame: pd.DataFrame) -> list[Grid]:
+    """One row per configuration that was trained."""
+    keys = _keys(frame)
+    shown = [(c, heading) for c, heading in TRAINED.items() if c in frame]
+    header = [(heading, numeric) for _, heading, numeric in keys]
+    header += [(heading, True) for _, heading in shown] + [("diverged", True), ("n", True)]
+    top = frame["val_accuracy"].max()
+    rows = []
+    for row in frame.to_dict("records"):
+        entries = _key_entries(row, keys)
+        for column, _ in shown:
+            show = _share if column.endswith("accuracy") else number
+            best = "best" if column == "val_accuracy" and row[column] == top else ""
+            low, high = row.get(f"{column}_low", math.nan), row.get(f"{column}_high", math.nan)
+            entries.append(_ci(row[column], low, high, show, best))
+        rows.append([*entries, _num(row["diverged"], word), _num(row["n"], word)])
+    note = (
+        "Accuracies in percent and losses: means of the last ten epochs, then over inits with "
+        "their 95 % bootstrap CI. The best epoch is picked by its luck on the evaluated images; "
+        "bold: the highest mean."
+    )
+    return [Grid("Trained networks", note, header, rows, len(keys) - 1)]
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
 def published_grids(comparison: pd.DataFrame) -> list[Grid]:
     """Published numbers beside ours, one table per source."""
-    header = [("number", False), ("published", True), ("ours", True), ("n", True),
-              ("verdict", False)]  # fmt: skip
     found = []
     for source, group in comparison.groupby("source", sort=False) if len(comparison) else ():
+        header = [("number", False), ("published", True), ("ours", True), ("n", True),
+                  ("verdict", False)]  # fmt: skip
+        remarks = "remark" in group and group["remark"].fillna("").ne("").any()
+        header += [("remark", False)] if remarks else []
         rows = []
         for row in group.to_dict("records"):
             sign, verdict = "≥ " if row["at_least"] else "", str(row["verdict"])
@@ -207,8 +270,9 @@ def published_grids(comparison: pd.DataFrame) -> list[Grid]:
             rows.append([
                 _word(row["what"]),
                 Entry(sign + published.digits(row["published"]), float(row["published"])),
-                ours, _num(row["n"], columns.text),
+                ours, _num(row["n"], word),
                 Entry(verdict, verdict, verdict.lower().replace(" ", "-")),
+                *([_word(row["remark"])] if remarks else []),
             ])  # fmt: skip
-        found.append(Grid(str(source), published.RULE, header, rows))
+        found.append(Grid(str(source), published.rules(group), header, rows))
     return found

@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from gradlab.reporting import columns, findings_trajectory, published, summaries
+from gradlab.reporting import columns, findings_trajectory, published, runs, summaries
+from gradlab.reporting.facets import whole_depth, without_num_dim
+from gradlab.reporting.layers import layer_order
 from gradlab.reporting.stored import StoredStudy, load
 
 
@@ -47,17 +49,25 @@ def summarize(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "loss_decrease": loss_decrease,
         "gradient_quality": gradient_quality,
         "trajectory": trajectory,
+        "training_result": training_result,
     }
     found = {
         name: kind(tables[name])
         for name, kind in kinds.items()
         if name in tables and not tables[name].empty
     }
-    if "gradient_quality" in found:
-        comparison = published.compare(tables["gradient_quality"])
-        if not comparison.empty:
-            found["published"] = comparison
-    return {name: frame for name, frame in found.items() if not frame.empty}
+    comparisons = [
+        compare(tables[name])
+        for name, compare in (
+            ("gradient_quality", published.compare),
+            ("training_result", published.compare_training),
+        )
+        if name in found
+    ]
+    present = [comparison for comparison in comparisons if not comparison.empty]
+    if present:
+        found["published"] = pd.concat(present, ignore_index=True)
+    return {name: without_num_dim(frame) for name, frame in found.items() if not frame.empty}
 
 
 def loss_decrease(table: pd.DataFrame) -> pd.DataFrame:
@@ -68,13 +78,16 @@ def loss_decrease(table: pd.DataFrame) -> pd.DataFrame:
 
 def gradient_quality(table: pd.DataFrame) -> pd.DataFrame:
     """Per layer the cosine with its interval, and the means of the other measurements."""
-    frame = columns.annotate(table)
+    frame = whole_depth(columns.annotate(table))
     by = [c for c in ("reference", "condition", "num_dim", "method", "layer") if c in frame]
     summary = summaries.over_inits(frame, by, "cosine").rename(columns={"mean": "cosine"})
-    more = ["norm_ratio", "sign_agreement", "split_half_cosine", "relative_bias",
-            "relative_variance", "forward_passes", "backward_passes", "seconds"]  # fmt: skip
+    more = ["depth_index", "gradient_norm", "reference_norm", "norm_ratio", "sign_agreement",
+            "split_half_cosine", "relative_bias", "relative_variance", "forward_passes",
+            "backward_passes", "seconds"]  # fmt: skip
     more = [c for c in more if c in frame and frame[c].notna().any()]
     means = frame.groupby(by, as_index=False, dropna=False)[more].mean()
+    if "depth_index" in means:
+        means["depth_index"] = means["depth_index"].astype("Int64")
     return _sorted(summary.drop(columns="missing").merge(means, on=by), frame)
 
 
@@ -90,6 +103,24 @@ def trajectory(table: pd.DataFrame) -> pd.DataFrame:
     return _sorted(summary.rename(columns={"missing": "diverged"}).merge(means, on=by), ends)
 
 
+def training_result(table: pd.DataFrame) -> pd.DataFrame:
+    """Every configuration of a training study: its accuracies and losses over inits."""
+    frame = runs.annotated(table)
+    by = ["condition", "method"]
+    summary = frame[by].drop_duplicates()
+    n = summaries.over_inits(frame, by, "val_accuracy")[[*by, "n", "missing"]]
+    for value in ("val_accuracy", "train_accuracy", "train_loss", "val_loss"):
+        if value in frame:
+            found = summaries.over_inits(frame, by, value).drop(columns=["n", "missing"])
+            names = {"mean": value, "low": f"{value}_low", "high": f"{value}_high"}
+            summary = summary.merge(found.rename(columns=names), on=by)
+    more = ["test_accuracy", "best_val_accuracy", "ema_accuracy", "epochs", "seconds"]
+    more = [c for c in more if c in frame and frame[c].notna().any()]
+    means = frame.groupby(by, as_index=False)[more].mean()
+    summary = summary.merge(means, on=by).merge(n.rename(columns={"missing": "diverged"}), on=by)
+    return _sorted(summary, frame)
+
+
 def _sorted(summary: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """Conditions, num_dims, methods and layers in the order in which figures list them."""
     orders: dict[str, list[Any]] = {
@@ -97,7 +128,7 @@ def _sorted(summary: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
         "method": list(columns.methods(frame).index),
     }
     if "layer" in summary:
-        orders["layer"] = columns.layer_order(frame["layer"])
+        orders["layer"] = layer_order(frame)
     keys = [c for c in ("budget", "reference", "condition", "num_dim", "method", "layer")
             if c in summary]  # fmt: skip
 

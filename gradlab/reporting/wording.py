@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+import pandas as pd
+
 
 def number(value: float, digits: int = 3) -> str:
     """``digits`` significant digits, without powers of ten where they can be avoided.
@@ -21,6 +24,22 @@ def number(value: float, digits: int = 3) -> str:
         return f"{value:.{digits - 1}g}".replace("-", "−")
     rounded = round(value, digits - 1 - exponent)
     return f"{rounded:,.{max(0, digits - 1 - exponent)}f}".replace("-", "−")
+
+
+def word(value: object) -> str:
+    """A value as a short word.
+
+    >>> word(0.1), word(5000.0), word("raw"), word(None), word(True)
+    ('0.1', '5,000', 'raw', '–', 'yes')
+    """
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+        return "–"
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)) or hasattr(value, "dtype"):
+        number = float(value)  # type: ignore[arg-type]
+        return f"{number:,.0f}" if number == int(number) else f"{number:.3g}"
+    return str(value)
 
 
 def interval(low: float, high: float, scale: float = 1.0, digits: int = 3) -> str:

@@ -17,14 +17,18 @@ from gradlab.studies.base import Cell, Settings, Study
 from gradlab.studies.clock import now
 from gradlab.studies.gradient_quality import GradientQuality
 from gradlab.studies.loss_decrease import LossDecrease
+from gradlab.studies.loss_slice import LossSlice
+from gradlab.studies.training_run import TrainingRun, seconds_per_step
 from gradlab.studies.trajectory import Trajectory
 
 REGISTRY: Registry[Study] = Registry("study", group="gradlab.studies")
-for _study in (GradientQuality, LossDecrease, Trajectory):
+for _study in (GradientQuality, LossDecrease, LossSlice, TrainingRun, Trajectory):
     REGISTRY.register(_study.name)(_study)
 
 # Torch, NumPy and pandas in one worker process, measured with /usr/bin/time on Linux.
 _PROCESS_BYTES = 350 * 2**20
+# Beside torch, what a network's evaluator holds at a time, twice, and the whole data set.
+_NETWORK_BYTES = 1024 * 2**20
 # Noise, members and activations in flight in the evaluator.
 _WORKING_BYTES = 64 * 2**20
 
@@ -37,6 +41,7 @@ __all__ = [
     "create",
     "names",
     "seconds_per_forward_pass",
+    "seconds_per_step",
     "students",
 ]
 
@@ -54,6 +59,9 @@ def create(name: str) -> Study:
 def bytes_needed(cell: Cell) -> int:
     """About how much memory one worker holds at the most while it measures this cell."""
     objective = cell["objective"]
+    if cells.is_network(cell):
+        # The images as bytes, the batches, and what a block of examples holds.
+        return _PROCESS_BYTES + _NETWORK_BYTES
     width = objective.get("num_dim", 1)
     batch = objective.get("batch_size", 1)
     # Inputs twice (as given and transposed) on the cell's and the fresh batch; CDG and local NES

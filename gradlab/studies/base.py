@@ -7,11 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pydantic
 
 Cell = Mapping[str, Any]
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
+
+
+def derived_seed(cell: Cell, *coordinates: int) -> int:
+    """A 63-bit seed from the study's seed and the cell's coordinates.
+
+    The estimator is deliberately not among them: estimators on the same (init, batch, repeat)
+    share their random numbers, which pairs their comparison.
+    """
+    sequence = np.random.SeedSequence(cell["seed"], spawn_key=coordinates)
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Settings(pydantic.BaseModel):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from gradlab import estimators, objectives
 from gradlab.estimators import GradientEstimate
 from gradlab.estimators.ste import surrogate_label
 from gradlab.objectives import Objective
+from gradlab.objectives.network_state import require_images
+from gradlab.studies import networks
 from gradlab.studies.base import Cell, Row
+from gradlab.studies.base import derived_seed as derived_seed
 
 # Batches that no study counts up to: judges of a step, training data of converged students, and
 # those of trajectories, which count steps below and batches above this bit.
@@ -26,28 +29,33 @@ TRAINING = {"steps": 2000, "batch_size": 16000}
 
 # Estimators that take any objective; and the examples on which all others are tried.
 _TAKES_ANY_OBJECTIVE = ("cdg", "nes")
-_REHEARSAL_EXAMPLES = 64
+_REHEARSAL_EXAMPLES = {"teacher_student": 64, "network": 4}
 
 
-def derived_seed(cell: Cell, *coordinates: int) -> int:
-    """A 63-bit seed from the study's seed and the cell's coordinates.
+def objective_of(cell: Cell, batch: int | None = None, scratch: Path | None = None) -> Objective:
+    """The cell's objective: its init fixes the teacher, ``batch`` or the cell's own the data.
 
-    The estimator is deliberately not among them: estimators on the same (init, batch, repeat)
-    share their random numbers, which pairs their comparison.
+    Args:
+        cell: the cell.
+        batch: another batch than its own.
+        scratch: folder of the caches; of a network that has been trained, it is trained here first.
+            Without it a network is a fresh one.
     """
-    sequence = np.random.SeedSequence(cell["seed"], spawn_key=coordinates)
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def objective_of(cell: Cell, batch: int | None = None) -> Objective:
-    """The cell's objective: its init fixes the teacher, ``batch`` or the cell's own the data."""
     options = {key: value for key, value in cell["objective"].items() if key != "name"}
+    if scratch is not None and is_network(cell):
+        trained = networks.trained_weights(cell, scratch)
+        options |= {} if trained is None else {"weights": str(trained)}
     return objectives.create(
         cell["objective"]["name"],
         seed=derived_seed(cell, 0, cell["init"]),
         batch=cell["batch"] if batch is None else batch,
         **options,
     )
+
+
+def is_network(cell: Cell) -> bool:
+    """Whether the cell measures on a network of :mod:`gradlab.objectives.network`."""
+    return bool(cell["objective"]["name"] == "network")
 
 
 def estimator_of(cell: Cell) -> estimators.Estimator:
@@ -71,24 +79,42 @@ def require_runnable(cell: Cell) -> None:
     Raises:
         ValueError: as the estimator itself would say it in the middle of a sweep.
     """
-    if cell["student"]["state"] == "converged" and cell["objective"]["name"] != "teacher_student":
-        raise ValueError(
-            'student.state = "converged" needs the objective teacher_student: use "fresh".'
-        )
+    if cell["student"]["state"] != "fresh":
+        if is_network(cell):
+            if cell["objective"].get("weights") is not None:
+                raise ValueError(
+                    f'student.state = "{cell["student"]["state"]}" trains a network, and '
+                    "objective.weights names one that is trained: leave out one of them."
+                )
+            networks.check_training(cell)
+        elif cell["objective"]["name"] != "teacher_student":
+            raise ValueError(
+                f'student.state = "{cell["student"]["state"]}" needs the objective teacher_student '
+                'or network: use "fresh".'
+            )
+    if is_network(cell):
+        require_images(cell["objective"]["dataset"])
     if cell["estimator"]["name"] not in _TAKES_ANY_OBJECTIVE:
         _rehearsed_passes(_pair(cell))
 
 
 def _pair(cell: Cell) -> str:
-    return json.dumps([cell["objective"], cell["estimator"]], sort_keys=True)
+    """Objective and estimator as they are rehearsed: small."""
+    objective = dict(cell["objective"])
+    if "batch_size" in objective:
+        few = _REHEARSAL_EXAMPLES.get(objective["name"], 64)
+        objective["batch_size"] = min(objective["batch_size"], few)
+    if is_network(cell):
+        objective["width"] = min(objective["width"], 2)
+        if objective.get("coordinates") is not None:
+            objective["coordinates"] = 1
+    return json.dumps([objective, cell["estimator"]], sort_keys=True)
 
 
 @lru_cache(maxsize=4096)
 def _rehearsed_passes(text: str) -> float:
     """The forward and backward passes of one estimate on a few examples."""
     objective, estimator = json.loads(text)
-    if "batch_size" in objective:
-        objective["batch_size"] = min(objective["batch_size"], _REHEARSAL_EXAMPLES)
     cell = {"seed": 0, "init": 0, "batch": 0, "objective": objective, "estimator": estimator}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so few examples are not worth waking another thread
@@ -122,11 +148,18 @@ def student_label(student: Cell) -> str:
     'fresh'
     >>> student_label({"state": "converged", "steps": 500, "batch_size": 16000})
     'converged (500 steps)'
+    >>> student_label({"state": "mid", "epochs": 20, "examples": 5000, "batch_size": 256})
+    'mid (5000 images)'
     """
+    if "epochs" in student:
+        usual: dict[str, Any] = networks.TRAINING
+        words = {"epochs": "epochs", "examples": "images", "batch_size": "a batch", "lr": "lr"}
+    else:
+        usual, words = TRAINING, {"steps": "steps", "batch_size": "examples"}
     unusual = [
-        f"{student[key]} {words}"
-        for key, words in (("steps", "steps"), ("batch_size", "examples"))
-        if student.get(key, TRAINING[key]) != TRAINING[key]
+        f"{student[key]} {word}"
+        for key, word in words.items()
+        if student.get(key, usual[key]) != usual[key]
     ]
     return str(student["state"]) + (f" ({', '.join(unusual)})" if unusual else "")
 
@@ -155,6 +188,8 @@ def key_columns(
         ("objective" if key == "name" else key): value for key, value in cell["objective"].items()
     }
     device = objective.pop("device", "cpu")
+    if is_network(cell):
+        objective = networks.columns_of(objective)
     problem = {
         "study": cell["study"],
         **objective,
@@ -185,6 +220,9 @@ def populations_of(cell: Cell) -> list[int | None]:
 
 def sizes_of(cell: Cell) -> tuple[int, int]:
     """How many tensors and how many weights the cell's parameters have."""
+    if is_network(cell):
+        shapes = networks.shapes_of(cell)
+        return len(shapes), sum(shape.numel() for shape in shapes.values())
     width = cell["objective"].get("num_dim", 1)
     if "depth" not in cell["objective"]:
         return 1, width
@@ -220,6 +258,9 @@ def estimator_work(cell: Cell) -> float:
 def differences_work(cell: Cell) -> float:
     """The same of central differences along every weight."""
     objective = cell["objective"]
+    if is_network(cell):
+        # Two evaluations of a weight, of which what is in common is computed once.
+        return float(sizes_of(cell)[1])
     if objective.get("activation") == "full":
         return float(sizes_of(cell)[1])
     # Sparse flips: about a pass per neuron.

@@ -4,7 +4,9 @@ The reference is the coordinate discrete gradient (``cdg``, of half-width ``refe
 the converged gradient of the smoothed loss (``smoothed``, of width ``reference_sigma``): the mean
 of two independent local-NES estimates, whose agreement is the reference's own split-half cosine.
 
-Rows are per repeat and layer; ``hidden`` joins the hidden layers, ``all`` joins everything. Over R
+Rows are per repeat and layer; ``hidden`` joins the hidden layers, ``all`` joins everything;
+``gradient_norm`` and ``reference_norm`` are lengths, and of a network ``depth_index`` counts
+binarized layers from the input. Over R
 repeats with mean ḡ and summed variance V, ``relative_variance`` is V/‖ref‖² and ``relative_bias``
 √(‖ḡ - ref‖² - V/R - N)/‖ref‖: the noise of the mean and that of the reference (N, a quarter of the
 squared distance of its halves) are taken out, so that an unbiased estimator scatters around 0, cut
@@ -27,7 +29,7 @@ from gradlab.estimators import GradientEstimate, cosine
 from gradlab.estimators.base import split_half_cosine
 from gradlab.evaluation import Params
 from gradlab.objectives import LayeredObjective
-from gradlab.studies import cells
+from gradlab.studies import cells, networks
 from gradlab.studies.base import Cell, Row, Settings, Tables, number
 from gradlab.studies.clock import now
 from gradlab.studies.steps import PositiveFloat
@@ -62,7 +64,13 @@ class GradientQuality:
         """Refuse combinations that cannot run, before anything is measured."""
         cells.require_runnable(cell)
         smoothed = cell["settings"]["reference"] == "smoothed"
-        if smoothed and cell["objective"].get("weight", "real") != "real":
+        network = cells.is_network(cell)
+        if smoothed and network and cell["objective"].get("coordinates") is not None:
+            raise ValueError(
+                'settings.reference = "smoothed" goes by whole layers: use reference = "cdg", or '
+                "leave out objective.coordinates."
+            )
+        if smoothed and not network and cell["objective"].get("weight", "real") != "real":
             raise ValueError(
                 'settings.reference = "smoothed" needs real weights: use reference = "cdg".'
             )
@@ -83,7 +91,7 @@ class GradientQuality:
     def run(self, cell: Cell, scratch: Path) -> Tables:
         """One row per nested population, repeat and layer."""
         settings = GradientQualitySettings.model_validate(cell["settings"])
-        objective = cells.objective_of(cell)
+        objective = cells.objective_of(cell, scratch=scratch)
         params = student_of(cell, scratch)
         reference = _reference(cell, settings, params, scratch)
         estimator = cells.estimator_of(cell)
@@ -96,6 +104,7 @@ class GradientQuality:
             seconds.append(now() - clock)
         rows: list[Row] = []
         layered = isinstance(objective, LayeredObjective)
+        depths = networks.depths_of(cell) if cells.is_network(cell) else {}
         # Of the two reference widths only the one that was used is a column.
         unused = "sigma" if settings.reference == "cdg" else "epsilon"
         leave_out = ("repeats", "reference_passes", f"reference_{unused}")
@@ -113,6 +122,7 @@ class GradientQuality:
                             **key,
                             "repeat": repeat,
                             "layer": layer,
+                            **({"depth_index": depths.get(layer)} if depths else {}),
                             **_agreement(gradients[repeat], target),
                             "split_half_cosine": number(
                                 split_half_cosine(estimate.diagnostics, names)
@@ -150,6 +160,8 @@ def _agreement(gradient: Tensor, reference: Tensor) -> Row:
     return {
         "cosine": number(cosine(gradient, reference)),
         "norm_ratio": number(float(gradient.norm()) / scale if scale > 0 else math.nan),
+        "gradient_norm": number(float(gradient.norm())),
+        "reference_norm": number(scale),
         "sign_agreement": number(float(same.mean()) if len(same) else math.nan),
     }
 
@@ -200,7 +212,7 @@ def _reference(
     identity |= settings.model_dump(
         include=fields if sampled else {"reference", "reference_epsilon"}
     )
-    objective = cells.objective_of(cell)
+    objective = cells.objective_of(cell, scratch=scratch)
 
     def differences() -> Params:
         cdg = estimators.create("cdg", epsilon=settings.reference_epsilon)

@@ -93,6 +93,11 @@ class LossDecrease:
             raise ValueError(
                 'a test function has no layers: leave settings.step_layers at ["all"].'
             )
+        if settings["step_layers"] != ["all"] and cells.is_network(cell):
+            raise ValueError(
+                "of a network the layers that step are those of objective.layers: leave "
+                'settings.step_layers at ["all"].'
+            )
 
     def forward_passes(self, cell: Cell) -> float:
         """The estimate, every lr, and the same on the fresh batch."""
@@ -113,11 +118,11 @@ class LossDecrease:
     def run(self, cell: Cell, scratch: Path) -> Tables:
         """One row per nested population and lr."""
         settings = LossDecreaseSettings.model_validate(cell["settings"])
-        objective = cells.objective_of(cell)
+        objective = cells.objective_of(cell, scratch=scratch)
         judges = {"loss_decrease": objective}
         if settings.fresh:
             judges["loss_decrease_fresh"] = cells.objective_of(
-                cell, batch=cell["batch"] + cells.FRESH_BATCHES
+                cell, batch=cell["batch"] + cells.FRESH_BATCHES, scratch=scratch
             )
         params = student_of(cell, scratch)
         before = float(objective.loss(params))

@@ -18,17 +18,29 @@ from gradlab._registry import unknown
 from gradlab.binary import surrogates
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
-from gradlab.studies.base import Cell
-from gradlab.studies.cells import TRAINING, TRAINING_BATCHES, derived_seed, objective_of
+from gradlab.studies import networks
+from gradlab.studies.base import Cell, derived_seed
+from gradlab.studies.cells import TRAINING, TRAINING_BATCHES, is_network, objective_of
 
 STATES = ("fresh", "converged")
 DEFAULTS: dict[str, Any] = {"state": "fresh", **TRAINING}
+NETWORK_STATES = ("fresh", *networks.STATES)
+NETWORK_DEFAULTS: dict[str, Any] = {"state": "fresh", **networks.TRAINING}
 _LR = 0.01
 _WINDOW = 100
 
 
-def canonical(student: dict[str, Any]) -> dict[str, Any]:
+def defaults(objective: str) -> dict[str, Any]:
+    """The keys of a student table with their defaults."""
+    return NETWORK_DEFAULTS if objective == "network" else DEFAULTS
+
+
+def canonical(student: dict[str, Any], objective: str = "teacher_student") -> dict[str, Any]:
     """A student table with its defaults filled in, without what a fresh student does not have.
+
+    Args:
+        student: as the spec has it.
+        objective: the objective's name: networks are trained by epochs, the others by steps.
 
     Raises:
         ValueError: an unknown key or state, or a size below one.
@@ -37,20 +49,31 @@ def canonical(student: dict[str, Any]) -> dict[str, Any]:
     {'state': 'converged', 'steps': 500, 'batch_size': 16000}
     >>> canonical({})
     {'state': 'fresh'}
+    >>> canonical({"state": "mid", "epochs": 10}, "network")
+    {'state': 'mid', 'epochs': 10, 'examples': None, 'batch_size': 256, 'lr': 0.001}
     """
+    known = defaults(objective)
     for key in student:
-        if key not in DEFAULTS:
-            raise ValueError(unknown("key of [student]", key, DEFAULTS))
-    full = DEFAULTS | student
-    if full["state"] not in STATES:
-        raise ValueError(unknown("state", full["state"], STATES))
-    positive_integer("student.steps", full["steps"])
-    positive_integer("student.batch_size", full["batch_size"])
-    return full if full["state"] == "converged" else {"state": "fresh"}
+        if key not in known:
+            raise ValueError(unknown("key of [student]", key, known))
+    full = known | student
+    states = NETWORK_STATES if objective == "network" else STATES
+    if full["state"] not in states:
+        raise ValueError(unknown("state", full["state"], states))
+    if objective == "network":
+        full = networks.canonical_training(full)
+    else:
+        positive_integer("student.steps", full["steps"])
+        positive_integer("student.batch_size", full["batch_size"])
+    return {"state": "fresh"} if full["state"] == "fresh" else full
 
 
 def student_of(cell: Cell, scratch: Path) -> Params:
     """The parameters that a cell measures at."""
+    if is_network(cell):
+        network: Any = objective_of(cell, scratch=scratch)
+        params: Params = network.params
+        return params
     seed = derived_seed(cell, 0, cell["init"])
     objective = objective_of(cell)
     params = objective.initial_params(seed)

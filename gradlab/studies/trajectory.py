@@ -93,8 +93,10 @@ class Trajectory:
         key = cells.key_columns(
             cell, cells.populations_of(cell)[0], leave_out=("steps", "amount", "points")
         )
-        held_out = cells.objective_of(cell, batch=cell["batch"] + cells.FRESH_BATCHES)
-        objective = cells.objective_of(cell)
+        held_out = cells.objective_of(
+            cell, batch=cell["batch"] + cells.FRESH_BATCHES, scratch=scratch
+        )
+        objective = cells.objective_of(cell, scratch=scratch)
         moving = _resamples(cell)
         params = student_of(cell, scratch)
         generator = cells.generator_of(cell)
@@ -105,7 +107,7 @@ class Trajectory:
         for step in range(settings.steps + 1):
             if moving:
                 batch = cells.TRAJECTORY_BATCHES * (cell["batch"] + 1) + step
-                objective = cells.objective_of(cell, batch=batch)
+                objective = cells.objective_of(cell, batch=batch, scratch=scratch)
             diverged = not all(bool(torch.isfinite(w).all()) for w in params.values())
             over = diverged or step == settings.steps or cost.reaches(settings)
             if step in recorded or over:

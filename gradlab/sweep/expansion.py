@@ -107,7 +107,8 @@ def _objectives(spec: Spec) -> list[dict[str, Any]]:
     valid = [option for option in valid if option not in replicate]
     defaults = {key: value for key, value in defaults.items() if key in valid}
     found = []
-    for options in _entries(spec, "objective", spec.objective, valid, defaults, ()):
+    whole = {option for owner, option in objectives.LIST_OPTIONS if owner == name}
+    for options in _entries(spec, "objective", spec.objective, valid, defaults, whole):
         try:
             objectives.create(name, **_small(options), **replicate)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -127,10 +128,12 @@ def _students(spec: Spec) -> list[dict[str, Any]]:
     from gradlab.studies import students
 
     found: list[dict[str, Any]] = []
+    objective = str(spec.objective.get("name"))
+    known = students.defaults(objective)
     for options in _product(_axes(spec, "student", spec.student, ())):
-        options = {k: _like(students.DEFAULTS.get(k), v, False) for k, v in options.items()}
+        options = {k: _like(known.get(k), v, False) for k, v in options.items()}
         try:
-            student = students.canonical(options)
+            student = students.canonical(options, objective)
         except ValueError as error:
             raise spec.error(f"student: {error}") from None
         if student not in found:  # a fresh student has no training to vary

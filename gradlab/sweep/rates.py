@@ -27,7 +27,7 @@ from gradlab.binary import surrogates
 from gradlab.evaluation import GaussianPopulation, LinePopulation, Params, Population
 from gradlab.evaluation import population as pop
 from gradlab.objectives import Objective
-from gradlab.studies import cells
+from gradlab.studies import cells, networks, training_run
 from gradlab.studies.base import Cell
 from gradlab.studies.steps import direction
 from gradlab.sweep.worker import torch_threads
@@ -36,6 +36,9 @@ MEASURED_EXAMPLES = 32_768
 # What the first, short run of a kind has: fewer would measure calls instead of arithmetic.
 _EXAMPLES = 2048
 _MEMBERS = 64
+# Of networks, which take milliseconds per example.
+_NETWORK_EXAMPLES = 32
+_NETWORK_COORDINATES = 8
 # Seconds of one run, of which there are at most three and the median counts.
 _SECONDS = 0.05
 _REPEATS = 3
@@ -50,6 +53,7 @@ KINDS: dict[str, str] = {
     "single": "lr judged alone",
     "sample": "sample judged",
     "training": "training step",
+    "network": "training step of a network",
     "pass": "forward pass",
 }
 
@@ -169,7 +173,24 @@ def _trajectory(cell: Cell) -> list[Work]:
     return [Work("batch", cell, batches), *_estimates(cell, steps), Work("loss", cell, recorded)]
 
 
+def _loss_slice(cell: Cell) -> list[Work]:
+    settings = cell["settings"]
+    judges = 2.0 if settings["fresh"] else 1.0
+    points = float(cells.sizes_of(cell)[1] * settings["points"])
+    return [
+        Work("batch", cell, judges),
+        *_estimates(cell, 1.0),
+        Work("loss", cell, points * judges),
+    ]
+
+
+def _training_run(cell: Cell) -> list[Work]:
+    return [Work("network", cell, float(training_run.steps_of(cell)))]
+
+
 _STUDIES: dict[str, Callable[[Cell], list[Work]]] = {
+    "loss_slice": _loss_slice,
+    "training_run": _training_run,
     "gradient_quality": _gradient_quality,
     "loss_decrease": _loss_decrease,
     "trajectory": _trajectory,
@@ -195,6 +216,9 @@ def _training(cell: Cell) -> list[Work]:
     student = cell["student"]
     if student["state"] == "fresh":
         return []
+    if cells.is_network(cell):
+        larger = networks.as_training_run(cell)
+        return [Work("network", larger, float(training_run.steps_of(larger)), ("init",))]
     batch_size = student.get("batch_size", cells.TRAINING["batch_size"])
     larger = {**cell, "objective": {**cell["objective"], "batch_size": batch_size}}
     steps = float(student.get("steps", cells.TRAINING["steps"]))
@@ -242,9 +266,13 @@ class Rates:
     def _measure(self, work: Work) -> float:
         cell = {**work.cell, "seed": 0, "init": 0, "batch": 0}
         whole = cell["objective"].get("batch_size") or 1
+        if cells.is_network(cell) and work.kind != "network":
+            return self._of_network(work, cell)
         # Of a forward pass studies know themselves how to measure it. The Gram matrix of the
         # empirical Fisher does not depend on the batch.
         examples = min(whole, {"pass": MEASURED_EXAMPLES, "metric": 64}.get(work.kind, _EXAMPLES))
+        if work.kind == "network":
+            return studies.seconds_per_step(cell)
         if work.kind == "pass":
             return studies.seconds_per_forward_pass(_resized(cell, examples)) * whole / examples
         members = max(cells.populations_of(cell)[-1] or 1, 1) if work.kind == "member" else 1
@@ -262,6 +290,25 @@ class Rates:
             task, units = self._task(work.kind, cell, larger, more)
             task()
         return _median(task) / units * whole / larger
+
+    def _of_network(self, work: Work, cell: Cell) -> float:
+        """Seconds on a part of the batch; a network's own fixed costs come but once."""
+        whole = cell["objective"]["batch_size"]
+        few = min(whole, _NETWORK_EXAMPLES)
+        weights = cells.sizes_of(cell)[1]
+        if work.kind == "estimate" and cell["estimator"]["name"] == "cdg":
+            # of a few coordinates, each as dear as the others
+            some = min(weights, _NETWORK_COORDINATES)
+            objective = {**cell["objective"], "coordinates": some}
+            cell = {**cell, "objective": objective}
+            scale = weights / max(1, cells.sizes_of(cell)[1])
+        else:
+            scale = 1.0
+        members = 2 if work.kind == "member" else 1
+        task, units = self._task(work.kind, cell, few, members)
+        task()
+        seconds: float = _median(task) / units * whole / few * scale
+        return seconds
 
     def _task(
         self, kind: str, cell: Cell, examples: int, members: int

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gradlab.training.files import FileProblem
     from gradlab.training.folder import Interrupted, TrainingResult, run
     from gradlab.training.loop import Diverged, Moment
-    from gradlab.training.setup import Datasets
+    from gradlab.training.setup import Datasets, check
     from gradlab.training.weights import build, load_weights, save_weights
 
 _HOMES = {
@@ -39,6 +39,7 @@ _HOMES = {
     "Moment": "loop",
     "TrainingResult": "folder",
     "build": "weights",
+    "check": "setup",
     "evaluate": "evaluation",
     "load_weights": "weights",
     "predict": "evaluation",
@@ -56,6 +57,7 @@ __all__ = [
     "TrainingResult",
     "TrainingSpec",
     "build",
+    "check",
     "evaluate",
     "from_dict",
     "load",

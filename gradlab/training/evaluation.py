@@ -27,7 +27,7 @@ BINS = 15
 
 
 def evaluate(
-    model: nn.Module, data: Dataset, batch_size: int = 1000, *, details: bool = False
+    model: nn.Module, data: Dataset, batch_size: int = 500, *, details: bool = False
 ) -> dict[str, Any]:
     """Evaluate a network, in float32 and with the statistics of BatchNorm as they are.
 
@@ -94,7 +94,7 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> 
     return float(gap.abs().sum()) / len(confidence)
 
 
-def predict(model: nn.Module, data: Dataset, batch_size: int = 1000) -> Tensor:
+def predict(model: nn.Module, data: Dataset, batch_size: int = 500) -> Tensor:
     """Class probabilities ``(N, K)`` of every image, float32, on the processor.
 
     Args:

@@ -75,8 +75,9 @@ def run(
 ) -> TrainingResult:
     """Train, or go on with what the folder holds.
 
-    A run that was interrupted or killed goes on behind its last checkpoint and ends with the bits
-    of one that never was (on one kind of machine, with the same number of threads).
+    A run that was interrupted or killed goes on behind its last checkpoint. On a processor, with
+    the same number of threads, it ends with the bits of one that never was; kernels of a GPU add
+    in no fixed order, so there only the order of images and all noise are the same.
 
     Args:
         spec: what to train.
@@ -97,7 +98,7 @@ def run(
         raise ValueError(f"stop_after is {stop_after}: give an epoch of at least 1.")
     with _threads(spec.threads):
         setup, state = prepare(spec, datasets)  # a wrong spec leaves no folder behind
-        with _lock(folder):
+        with _lock(folder), _chosen_convolutions(setup.device):
             notes = _begin(setup, state, folder)
             return _Run(setup, state, folder, progress or _silent, notes).go(stop_after)
 
@@ -145,6 +146,9 @@ class _Run:
             self._write_log(state.rows)  # a killed run may have left an older one
         try:
             self._train(last)
+            finished = state.epoch >= epochs
+            weights = self._finish() if finished else self._keep(state.epoch)
+            final = self._summary() if finished else summarize(state.rows, setup)
         except KeyboardInterrupt:
             raise Interrupted(self._interrupted()) from None
         except Diverged as diverged:
@@ -153,9 +157,6 @@ class _Run:
                 f"{diverged}: {self._last_good()}; try a lower lr, or loop.clip.",
                 diverged.epoch, diverged.step, diverged.rows,
             ) from None  # fmt: skip
-        finished = state.epoch >= epochs
-        weights = self._finish() if finished else self._keep(state.epoch)
-        final = self._summary() if finished else summarize(state.rows, setup)
         return TrainingResult(
             self.folder, state.rows, final, weights, finished, state.epoch - before, self.notes
         )
@@ -288,6 +289,7 @@ def _place(setup: Setup) -> dict[str, Any]:
         "device": setup.device,
         "threads": torch.get_num_threads(),
         "compiled": setup.compiled,
+        "fused": setup.fused,
         "code": _provenance.code_digest(),
     }
 
@@ -295,7 +297,7 @@ def _place(setup: Setup) -> dict[str, Any]:
 def _changes(found: Checkpoint, setup: Setup) -> list[str]:
     """What changed since a checkpoint was written, one sentence each."""
     names = {"device": "device", "threads": "number of torch threads", "compiled": "compilation",
-             "code": "version of the code"}  # fmt: skip
+             "fused": "compilation of signs", "code": "version of the code"}  # fmt: skip
     return [
         f"the {words} changed from {found.facts[key]} to {now} since epoch "
         f"{found.facts['epoch']}: the last bits may differ from an uninterrupted run's."
@@ -343,6 +345,17 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+@contextlib.contextmanager
+def _chosen_convolutions(device: str) -> Iterator[None]:
+    """Let cuDNN try out its algorithms: all batches of a run have one shape."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device != "cpu"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextlib.contextmanager

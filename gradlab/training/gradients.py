@@ -156,6 +156,7 @@ class Estimated:
         self.label_smoothing = label_smoothing
         self.seed = seed
         self.cost = (0.0, 0.0)
+        set_fused(model, False)  # compiled loops cannot be traced
         self._objective: Classification | None = None
 
     def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:

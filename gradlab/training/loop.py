@@ -3,6 +3,14 @@
 Inside a step nothing waits for the device: losses and hits are written into tensors there and read
 when the epoch is over. Whether the loss still is a number is looked up after every step where that
 is free, on a processor, and every fifty steps on a GPU.
+
+An epoch's row has ``epoch``; ``step`` (done so far); ``lr`` (of its last step); ``gradient`` (where
+it comes from); ``train_loss`` and ``train_accuracy`` (means over its steps, of the loss that is
+optimized: augmented images, smoothed or mixed targets, weights as they were at each step);
+``val_loss``, ``val_accuracy``, ``ema_loss``, ``ema_accuracy`` (of the images that are evaluated,
+in float32); ``flip_ratio`` (fraction of latent weights whose sign changed in the epoch);
+``gradient_norm`` (mean over steps, before clipping); ``forward_passes`` and ``backward_passes`` (in
+batches); ``images_per_second`` (of training alone); ``seconds``; ``diverged``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -119,7 +119,22 @@ def prepare(spec: TrainingSpec, datasets: Datasets | None = None) -> tuple[Setup
         raise spec.error(str(error)) from None
 
 
-def _prepare(spec: TrainingSpec, datasets: Datasets | None) -> tuple[Setup, State]:
+def check(spec: TrainingSpec) -> None:
+    """Check a spec as :func:`prepare` does, without reading any image.
+
+    Raises:
+        SpecError: as there.
+    """
+    try:
+        _checked(spec, None)
+    except ValueError as error:
+        raise spec.error(str(error)) from None
+
+
+def _checked(
+    spec: TrainingSpec, datasets: Datasets | None
+) -> tuple[str, Schedule, Augmentation, dict[str, Any], nn.Module]:
+    """The parts that can be had without reading images."""
     device = resolve_device(spec.loop.device)
     schedule = _named("schedule", spec.schedule, schedules.create)
     schedule.check(spec.loop.epochs)
@@ -132,8 +147,13 @@ def _prepare(spec: TrainingSpec, datasets: Datasets | None) -> tuple[Setup, Stat
     )  # fmt: skip
     shape, classes = _images(spec, datasets)
     entry, model = _model(spec, shape, classes)
+    return device, schedule, augmentation, entry, model
+
+
+def _prepare(spec: TrainingSpec, datasets: Datasets | None) -> tuple[Setup, State]:
+    device, schedule, augmentation, entry, model = _checked(spec, datasets)
     # reading images takes longest, so it comes last
-    loaded = datasets or load_datasets(spec, device)
+    loaded = load_datasets(spec, device) if datasets is None else _moved(datasets, device)
     loaded = _limited(spec, loaded)
     batches = Batches(
         loaded.train, augmentation, spec.loop.batch_size, spec.seed, spec.loop.channels_last
@@ -264,6 +284,17 @@ def load_datasets(spec: TrainingSpec, device: str) -> Datasets:
     return Datasets(
         train, data.load(spec.data.name, "validation", validation=share, **options), test
     )
+
+
+def _moved(datasets: Datasets, device: str) -> Datasets:
+    """The same images on a device."""
+
+    def moved(images: Dataset) -> Dataset:
+        pixels, labels = images.images.to(device), images.labels.to(device)
+        return replace(images, images=pixels, labels=labels)
+
+    test = None if datasets.test is None else moved(datasets.test)
+    return Datasets(moved(datasets.train), moved(datasets.evaluation), test)
 
 
 def _limited(spec: TrainingSpec, datasets: Datasets) -> Datasets:

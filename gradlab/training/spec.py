@@ -61,8 +61,8 @@ class DataSpec(_Table):
 
     Attributes:
         name: one of ``gradlab.data.names()``.
-        validation: fraction of the training set that is set aside, stratified and seeded; with 0
-            the test set is evaluated in every epoch.
+        validation: fraction of the training set that is set aside, stratified, chosen by the run's
+            seed; with 0 the test set is evaluated in every epoch.
         crop: pad by so many pixels and crop back at random.
         flip: mirror half of the images.
         cutout: side of a square that is cut out.

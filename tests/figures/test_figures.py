@@ -72,7 +72,8 @@ def texts(figure: Figure) -> str:
 
 
 def test_every_shipped_figure_is_tested_here() -> None:
-    assert set(FULL) == set(drawing.names())
+    elsewhere = {"learning_curve"}  # test_learning_curve.py: a run has no inits
+    assert set(FULL) | elsewhere == set(drawing.names())
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -248,7 +249,7 @@ def test_scales_are_drawn_for_fresh_and_converged_students() -> None:
     measured = numbers[numbers["hyperparameter"] != "none"]
     assert set(measured["hyperparameter"]) == {"epsilon", "sigma"}
     assert set(measured["scale"]) == {0.1, 1.0}
-    assert [ax.get_ylabel().split("\n")[0] for ax in figure.axes[::2]] == [
+    assert [ax.texts[0].get_text() for ax in figure.axes[::2]] == [
         "num_dim = 8, fresh student", "num_dim = 8, converged student",
     ]  # fmt: skip
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from gradlab.reporting import columns
+from gradlab.reporting import columns, layers
 from tests.reporting import synthetic
 
 
@@ -76,9 +76,10 @@ def test_objectives_without_num_dim_and_columns_of_lists_are_read() -> None:
 
 def test_layers_come_in_order_with_all_of_them_last() -> None:
     names = ["all", "layers.10.weight", "hidden", "layers.2.weight", "layers.0.weight"]
-    order = columns.layer_order(pd.Series(names))
-    assert [columns.layer_name(layer) for layer in order] == ["1", "3", "11", "hidden", "all"]
-    assert columns.single_layers(pd.Series(names)) == order[:3]
+    frame = pd.DataFrame({"layer": names})
+    order = layers.layer_order(frame)
+    assert [layers.layer_name(layer) for layer in order] == ["1", "3", "11", "hidden", "all"]
+    assert layers.single_layers(frame) == order[:3]
 
 
 def test_the_reference_is_the_cdg_of_the_default_width() -> None:

@@ -135,7 +135,7 @@ def test_every_kind_takes_some_time(cells_of: Callable[..., Any]) -> None:
     nes = cells_of("estimators.nes.gradient=empirical_fisher", "estimators.nes.antithetic=false",
                    "settings.final_samples=4", "settings.final=sample")[1]  # fmt: skip
     rates = Rates()
-    for kind in KINDS:
+    for kind in (each for each in KINDS if each != "network"):  # which needs one
         seconds = rates.seconds(Work(kind, nes))
         assert math.isfinite(seconds)
         assert seconds > 0

@@ -298,10 +298,11 @@ class RowMoves:
         size, rows = len(copies), len(self.parameter)
         patches = self.layer.patches
         if patches is None:
-            moved = F.linear(inputs, joined).unflatten(-1, (size, rows)).movedim(-2, 0)
+            moved = F.linear(inputs, joined)
+            moved = moved.reshape(*moved.shape[:-1], size, rows).movedim(-2, 0)
         else:
             moved = F.conv2d(patches.pad(inputs), joined, None, patches.stride, 0, patches.dilation)
-            moved = moved.unflatten(1, (size, rows)).movedim(1, 0)
+            moved = moved.reshape(len(moved), size, rows, *moved.shape[2:]).movedim(1, 0)
         return (moved + output).flatten(0, 1)
 
     def differences(self, jumps: Tensor) -> Tensor:
@@ -318,6 +319,11 @@ def _fingerprint(rows: Tensor, factors: Tensor) -> Tensor:
         rows, kind = rows.float(), _SLACK[torch.float32]
     integer, bits = kind
     whole = rows.contiguous().view(integer).long()
-    # sums wrap around: another row has the same with probability 2⁻⁶⁴
-    found: Tensor = (((whole + 2 ** (bits - 1)) >> bits) * factors).sum(dim=1)
+    # products and sums wrap around; shifts bring high bits, such as that of the sign, down to
+    # where multiplying spreads them: another row has the same number with probability 2⁻⁶⁴
+    mixed = ((whole + 2 ** (bits - 1)) >> bits) ^ factors
+    for factor, shift in ((-0x40A7B892E31B1A47, 31), (-0x6B2FB644ECCEEE15, 29)):
+        mixed = mixed ^ (mixed >> shift)
+        mixed = mixed * factor
+    found: Tensor = (mixed ^ (mixed >> 32)).sum(dim=1)
     return found

@@ -54,6 +54,11 @@ class ScaledConv(nn.Conv2d):
         return F.conv2d(x, torch.sign(self.weight) * scale, None, self.stride, self.padding)
 
 
+class LayerScaledConv(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, torch.sign(self.weight) * self.weight.abs().mean())
+
+
 class Net(nn.Module):
     """conv, BatchNorm, sign, strided conv, residual add, sign, Linear, sign, Linear."""
 
@@ -114,6 +119,27 @@ class Binary(nn.Module):
         x = binarize(self.one(x), surrogates.create("hardtanh"))
         x = torch.sign(self.two(x)).amax((2, 3))
         return F.linear(x, self.matrix.clamp(-0.5, 0.5), self.offset)
+
+
+class Scaled(nn.Module):
+    """Binary weights with a scale: per output, learned, of the whole layer; grouped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = ScaledConv(2, 3, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(4, 1, 1, 1))
+        self.two = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.three = LayerScaledConv(4, 3, 1, bias=False)
+        self.four = nn.Parameter(torch.randn(3, 1, 1, 1))
+        self.matrix = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        x = x + F.conv2d(x.sign(), self.two.sign() * self.scale, padding=1)[:, :3]
+        x = self.three(torch.cat((x, x[:, :1]), 1)).sign()
+        four = self.four.sign() * self.four.abs().mean((1, 2, 3), keepdim=True)
+        x = F.conv2d(x, four, groups=3).mean((2, 3))
+        return F.linear(x, self.matrix.sign() * self.matrix.abs().mean(1, keepdim=True))
 
 
 class Sequence(nn.Module):
@@ -187,7 +213,7 @@ def brute_force(evaluator: ModuleEvaluator, params: Params, epsilon: float) -> P
         (lambda: Net(OwnSign.apply), {"prelu.weight", "norm.weight", "norm.bias"}),
         (lambda: Net(torch.tanh), {"prelu.weight", "norm.weight", "norm.bias"}),
         (Residual, {"norm.weight", "norm.bias"}),
-        (Binary, {"two.weight"}),
+        (Binary, set()),
         (Sequence, {"shared.weight", "shared.bias"}),
         (Mixing, set()),
         # sign behind an attribute cannot be traced
@@ -208,6 +234,61 @@ def test_differences_are_those_of_whole_evaluations(
     assert any(difference.abs().max() > 1e-4 for difference in expected.values())
     methods = {name: layer.method for name, layer in stats.layers.items()}
     assert {name for name, method in methods.items() if method == "population"} == population
+
+
+@pytest.mark.parametrize("make", [Net, Residual, Binary, Scaled, Sequence, Mixing])
+def test_chosen_coordinates_are_those_of_all(make: Callable[[], nn.Module]) -> None:
+    evaluator, params = prepared(make())
+    whole = module_differences(evaluator, params, 0.1)
+    generator = torch.Generator().manual_seed(1)
+    chosen = {
+        name: torch.randperm(w.numel(), generator=generator)[:3] for name, w in params.items()
+    }
+    left_out = next(iter(params))
+    del chosen[left_out]
+    stats = DifferenceStats()
+    got = module_differences(evaluator, params, 0.1, stats=stats, coordinates=chosen)
+    for name, index in chosen.items():
+        assert got[name].shape == (len(index),)
+        torch.testing.assert_close(got[name], whole[name].flatten()[index], rtol=1e-8, atol=1e-13)
+        # no more is evaluated than asked for
+        assert stats.layers[name].evaluated <= 2 * len(index) * len(evaluator.inputs)
+    assert got[left_out].shape == params[left_out].shape
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.3])
+def test_scaled_weights_are_followed_by_rows(epsilon: float) -> None:
+    evaluator, params = prepared(Scaled())
+    stats = DifferenceStats()
+    got = module_differences(evaluator, params, epsilon, stats=stats)
+    expected = brute_force(evaluator, params, epsilon)
+    for name in params:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-8, atol=1e-13)
+    methods = {name: layer.method for name, layer in stats.layers.items()}
+    # a scale of the whole layer moves all rows; groups and learned scales are no rows of weights
+    others = {"three.weight", "four", "scale", "one.bias"}
+    assert {name for name, method in methods.items() if method == "channel"} >= {
+        "one.weight", "two", "matrix",
+    }  # fmt: skip
+    assert {name for name, method in methods.items() if method == "population"} <= others
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_weights_that_keep_their_sign_move_a_scale_alike(dtype: torch.dtype) -> None:
+    evaluator, params = prepared(Scaled())
+    params["one.weight"] = params["one.weight"].detach().sign() * 0.4  # farther from 0 than epsilon
+    params = {name: w.detach().to(dtype) for name, w in params.items()}
+    evaluator = ModuleEvaluator(
+        evaluator.model.to(dtype), evaluator.inputs.to(dtype), evaluator.targets
+    )
+    stats = DifferenceStats()
+    got = module_differences(evaluator, params, 0.1, ["one.weight"], stats)["one.weight"]
+    # three filters, each with one larger and one smaller scale
+    assert stats.layers["one.weight"].evaluated <= 3 * 2 * len(evaluator.inputs)
+    for row, difference in zip(params["one.weight"], got, strict=True):
+        for side in (row > 0, row < 0):
+            assert len(torch.unique(difference[side])) == 1
+        assert torch.unique(difference[row > 0]) == -torch.unique(difference[row < 0])
 
 
 def test_examples_without_a_flip_are_skipped() -> None:
