@@ -134,14 +134,19 @@ class Augmentation:
             return images, targets
         share = _beta(self.mixup, generator)
         other = torch.randperm(len(images), generator=generator, device=generator.device)
-        other = other.to(images.device)
+        other = _sent(other, images)
         return images.lerp(images[other], 1 - share), targets.lerp(targets[other], 1 - share)
+
+
+def _sent(small: Tensor, images: Tensor) -> Tensor:
+    """A few numbers on the images' device, without waiting for what the device has still to do."""
+    return small.to(images.device, non_blocking=True)
 
 
 def _draw(high: int, shape: tuple[int, ...], images: Tensor, generator: torch.Generator) -> Tensor:
     """Whole numbers below ``high`` on the images' device."""
     drawn = torch.randint(high, shape, generator=generator, device=generator.device)
-    return drawn.to(images.device)
+    return _sent(drawn, images)
 
 
 def _cropped(images: Tensor, margin: int, padding: str, generator: torch.Generator) -> Tensor:
@@ -177,7 +182,7 @@ def _padded(images: Tensor, margin: int, padding: str) -> Tensor:
 def _flip(images: Tensor, generator: torch.Generator) -> None:
     """Mirror about half of the images left to right, in place."""
     chosen = torch.randint(2, (len(images),), generator=generator, device=generator.device)
-    which = chosen.nonzero()[:, 0].to(images.device)
+    which = _sent(chosen.nonzero()[:, 0], images)
     images.index_copy_(0, which, images.index_select(0, which).flip(-1))
 
 

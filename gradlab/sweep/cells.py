@@ -139,7 +139,8 @@ def group_labels(configs: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
         for key in keys
         if key not in replicates
         and not key.startswith("estimator")
-        and _varies(row.get(key) for row in rows)
+        # what only some cells have, such as a student's training, tells none of them apart
+        and _varies(row[key] for row in rows if key in row)
     ]
     options: dict[str, list[str]] = {}
     for name in dict.fromkeys(row["estimator"] for row in rows):
@@ -165,4 +166,4 @@ def _varies(values: Iterable[Any]) -> bool:
 
 def _words(row: Mapping[str, Any], keys: Iterable[str]) -> str:
     short = {key: key.split(".")[-1] for key in keys}
-    return " ".join(f"{name}={describe(row.get(key))}" for key, name in short.items())
+    return " ".join(f"{name}={describe(row[key])}" for key, name in short.items() if key in row)

@@ -38,7 +38,7 @@ _EXAMPLES = 2048
 _MEMBERS = 64
 # Of networks, which take milliseconds per example.
 _NETWORK_EXAMPLES = 32
-_NETWORK_COORDINATES = 8
+_NETWORK_COORDINATES = (8, 64)
 # Seconds of one run, of which there are at most three and the median counts.
 _SECONDS = 0.05
 _REPEATS = 3
@@ -295,20 +295,25 @@ class Rates:
         """Seconds on a part of the batch; a network's own fixed costs come but once."""
         whole = cell["objective"]["batch_size"]
         few = min(whole, _NETWORK_EXAMPLES)
+
+        def seconds(cell: Cell) -> float:
+            task, units = self._task(work.kind, cell, few, 2 if work.kind == "member" else 1)
+            task()
+            taken: float = _median(task) / units * whole / few
+            return taken
+
         weights = cells.sizes_of(cell)[1]
-        if work.kind == "estimate" and cell["estimator"]["name"] == "cdg":
-            # of a few coordinates, each as dear as the others
-            some = min(weights, _NETWORK_COORDINATES)
-            objective = {**cell["objective"], "coordinates": some}
-            cell = {**cell, "objective": objective}
-            scale = weights / max(1, cells.sizes_of(cell)[1])
-        else:
-            scale = 1.0
-        members = 2 if work.kind == "member" else 1
-        task, units = self._task(work.kind, cell, few, members)
-        task()
-        seconds: float = _median(task) / units * whole / few * scale
-        return seconds
+        if work.kind != "estimate" or cell["estimator"]["name"] != "cdg":
+            return seconds(cell)
+        # Of a few weights, and of some: what a further one takes, beside what all have in common.
+        points = []
+        for number in _NETWORK_COORDINATES:
+            part = {**cell, "objective": {**cell["objective"], "coordinates": number}}
+            points.append((cells.sizes_of(part)[1], seconds(part)))
+            if points[-1][0] == weights:
+                return points[-1][1]
+        (fewer, short), (more, long) = points
+        return long + (weights - more) * max(long - short, 0.0) / (more - fewer)
 
     def _task(
         self, kind: str, cell: Cell, examples: int, members: int

@@ -302,7 +302,7 @@ def _changes(found: Checkpoint, setup: Setup) -> list[str]:
         f"the {words} changed from {found.facts[key]} to {now} since epoch "
         f"{found.facts['epoch']}: the last bits may differ from an uninterrupted run's."
         for key, words in names.items()
-        if (now := _place(setup)[key]) != found.facts.get(key)
+        if key in found.facts and (now := _place(setup)[key]) != found.facts[key]
     ]
 
 
