@@ -4,12 +4,16 @@
 #   benchmarks/gpu.sh                      every step, until LIMIT seconds are spent
 #   benchmarks/gpu.sh check population     these steps alone
 #
-# Steps: check (the CPU and the GPU agree), tests (pytest -m gpu), gpu_kernels (seconds per
-# gradient), population (ms per member), local_nes (the sweep cost_quality), and lr_by_num_dim in
-# slices, first one init and batch of every num_dim. A step that is done stands in done.txt and is
-# skipped; delete its line to repeat it. A sweep that is cut off keeps its finished cells in its
-# .sqlite file.
+# Steps: check (the CPU and the GPU agree), tests (pytest -m gpu), training (images per second),
+# train in slices (the protocol's network at width 96 and 64, then the two stages of the best recipe),
+# gpu_kernels (seconds per gradient), network_cdg, population (ms per member), local_nes (the sweep
+# cost_quality), lr_by_num_dim in slices, first one init and batch of every num_dim, and the sweeps
+# of networks. A step that is done stands in done.txt and is skipped; delete its line to repeat it. A
+# sweep that is cut off keeps its finished cells in its .sqlite file, a training run its epochs in
+# RUNS, which has to be there when the script is called again; logs and curves go to OUT.
 #
+# GRADLAB_DATA   folder of the images; files that end in .xz are unpacked there first [.gpu-data]
+# RUNS     folder of training runs and their checkpoints [results]
 # PYTHON   an interpreter that imports torch with CUDA and gradlab's dependencies [python3]
 # OUT      where results go [benchmarks/results/gpu]; earlier ones are looked up in the latter too
 # LIMIT    seconds after which no step goes on [560]
@@ -24,6 +28,8 @@ python=${PYTHON:-python3}
 limit=${LIMIT:-560}
 jobs=${JOBS:-4}
 device=${DEVICE:-cuda}
+runs=${RUNS:-results}
+export GRADLAB_DATA=${GRADLAB_DATA:-$PWD/.gpu-data}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 mkdir -p "$out"
 work=$(mktemp -d)
@@ -90,6 +96,46 @@ gpu_kernels() {
   within_limit "$python" benchmarks/gpu_kernels.py --device "$device" --output "$out" "${quick[@]}"
 }
 
+training() {
+  local quick=()
+  if [ "$device" = cpu ]; then quick=(--quick); fi
+  within_limit "$python" benchmarks/training.py --device "$device" --output "$out" "${quick[@]}"
+}
+
+network_cdg() {
+  within_limit "$python" benchmarks/network_cdg.py --device "$device" --output "$out"
+}
+
+unpacked_data() {
+  local packed
+  for packed in "$GRADLAB_DATA"/*/*.xz; do
+    if [ -f "$packed" ] && [ ! -f "${packed%.xz}" ]; then
+      "$python" -c 'import lzma, shutil, sys
+shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"), 1 << 20)' "$packed" "${packed%.xz}"
+    fi
+  done
+}
+
+# train NAME [KEY=VALUE…]: as far as the time goes; its log, curve and summary are kept in any case.
+train() {
+  local name=$1 status file
+  unpacked_data
+  within_limit "$python" -m gradlab train "$@" "loop.device=$device" --results "$runs"
+  status=$?
+  mkdir -p "$out/training/$name"
+  for file in log.csv summary.json spec.json environment.json learning_curve.png learning_curve.csv; do
+    if [ -f "$runs/$name/$file" ]; then cp "$runs/$name/$file" "$out/training/$name/"; fi
+  done
+  return "$status"
+}
+
+# network_sweep NAME
+network_sweep() {
+  unpacked_data
+  with_store "$1" "$python" -m gradlab run "$1" "objective.device=$device" --results "$work" \
+    -j "$jobs" --no-report
+}
+
 population() {
   within_limit "$python" benchmarks/population.py --device "$device" --output "$out" \
     --members 512 --batch-size 160000 --depth 3
@@ -108,12 +154,19 @@ lr_by_num_dim() {
 
 all_steps() {
   local num_dim size name
-  for name in check tests gpu_kernels population local_nes; do step "$name" "$name"; done
+  for name in check tests training; do step "$name" "$name"; done
+  for name in cifar10_wide cifar10 cifar10_real_weights cifar10_binarized; do
+    step "train $name" train "$name" || true
+  done
+  for name in gpu_kernels network_cdg population local_nes; do step "$name" "$name"; done
   for size in "1 1" "3 1" "3 3" "3 10"; do
     for num_dim in 32 8 2 4 16 64; do
       # shellcheck disable=SC2086  # two numbers
       step "lr_by_num_dim $num_dim $size" lr_by_num_dim $num_dim $size
     done
+  done
+  for name in gradient_by_depth layer_steps layer_local ste_to_nes loss_slice width_weight_decay; do
+    step "sweep $name" network_sweep "$name"
   done
 }
 
@@ -122,8 +175,11 @@ if [ "$#" -eq 0 ]; then
 else
   for name in "$@"; do
     case $name in
-      check | tests | gpu_kernels | population | local_nes) step "$name" "$name" ;;
-      *) echo "unknown step '$name': give check, tests, gpu_kernels, population or local_nes, or none." >&2
+      check | tests | training | gpu_kernels | network_cdg | population | local_nes)
+        step "$name" "$name" ;;
+      cifar10*) step "train $name" train "$name" ;;
+      *) echo "unknown step '$name': give check, tests, training, gpu_kernels, network_cdg, population," \
+          "local_nes, a training such as cifar10_wide, or none." >&2
         exit 2 ;;
     esac
   done

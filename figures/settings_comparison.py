@@ -13,9 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gradlab.reporting import columns, summaries
+from gradlab.reporting.facets import grid
+from gradlab.reporting.problems import is_network
 from gradlab.reporting.wording import word
 
-from . import _notes, _style
+from . import _layout, _notes, _style
 
 TABLES = ("loss_decrease",)
 
@@ -32,45 +34,44 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     choices = columns.categorical_choices(frame)
     if not choices:
         raise ValueError("no categorical setting or option has more than one value in this study.")
-    num_dims = sorted(frame["num_dim"].unique())
-    panels = {c: list(columns.conditions_apart_from(frame, [c]).unique()) for c in choices}
-    rows = [(choice, panel) for choice in choices for panel in panels[choice]]
+    parts = {choice: concerned(frame, choice) for choice in choices}
+    grids = {choice: grid(part, choice) for choice, part in parts.items()}
+    rows = [(choice, i) for choice in choices for i in range(len(grids[choice].rows))]
+    width = max(len(found.columns) for found in grids.values())
     everything = []
+    places = {}
 
     with _style.theme():
         figure, axes = _style.panels(
             len(rows),
-            len(num_dims),
+            width,
             width=2.4,
             height=2.5,
             extra=_style.legend_width(frame["method"]),
-            sharey="row",
+            sharey=False if is_network(frame) else "row",
             sharex="row",
         )
-        for row, (choice, panel) in enumerate(rows):
-            here = columns.conditions_apart_from(frame, [choice]) == panel
-            concerned = frame[here & frame[choice].notna()]
-            concerned = concerned.assign(choice=concerned[choice].map(word))
-            concerned["method"] = columns.name_curves(concerned, [choice])
-            # A curve that takes one value only has nothing to compare.
-            several = concerned.groupby("method")["choice"].transform("nunique") > 1
-            concerned = concerned[several] if several.any() else concerned
-            looks = _style.styles(concerned)
-            keys = ["num_dim", "choice", "method"]
-            best = summaries.at_best_lr(concerned, keys)
+        for row, (choice, which) in enumerate(rows):
+            found = grids[choice]
+            own = {column: keys for (i, column), keys in found.panels.items() if i == which}
+            shown = pd.concat(_style.pick(parts[choice], **keys) for keys in own.values())
+            looks = _style.styles(shown)
+            keys = ["condition", "num_dim", "choice", "method"]
+            best = summaries.at_best_lr(shown, keys)
             means = summaries.over_inits(best, keys, "loss_decrease")
             inits = summaries.replicate_means(best, keys, ["loss_decrease"])
             lrs = best[[*keys, "lr", "edge"]].drop_duplicates().rename(columns={"lr": "best_lr"})
-            everything.append(means.merge(lrs, on=keys).assign(setting=choice, condition=panel))
-            values = list(dict.fromkeys(concerned["choice"]))
+            everything.append(means.merge(lrs, on=keys).assign(setting=choice))
+            values = list(dict.fromkeys(shown["choice"]))
             place = {value: i for i, value in enumerate(values)}
             shift = dict(zip(looks, _spread(len(looks)), strict=True))
-            for column, num_dim in enumerate(num_dims):
+            for column, where in own.items():
                 ax = axes[row, column]
+                places[row, column] = choice
                 ax.axhline(0, color=_style.FAINT, linewidth=0.7)
                 for method, look in looks.items():
-                    here = _style.pick(means, num_dim=num_dim, method=method)
-                    one = _style.pick(inits, num_dim=num_dim, method=method)
+                    here = _style.pick(means, **where, method=method)
+                    one = _style.pick(inits, **where, method=method)
                     x = here["choice"].map(place) + shift[method]
                     _style.dots(ax, one["choice"].map(place) + shift[method],
                                 one["loss_decrease"], look)  # fmt: skip
@@ -84,14 +85,15 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                         label.set_horizontalalignment("right")
                 ax.set_xlim(-0.6, len(values) - 0.4)
                 ax.grid(axis="x", visible=False)
-                if row == 0 and num_dim > 0:
-                    ax.set_title(f"num_dim = {num_dim}", loc="left")
-            name = "\n".join(filter(None, [choice.replace("_", " "), panel]))
+                if row == 0:
+                    ax.set_title(found.columns[column], loc="left")
+            name = "\n".join(filter(None, [choice.replace("_", " "), found.rows[which]]))
             axes[row, 0].set_ylabel(
                 f"{name}\nbest loss decrease{_notes.loss_unit(frame)}", linespacing=1.5
             )
             _style.legend_entries(axes[row, -1], looks, looks)
             _style.side_legend(axes[row, -1])
+        _layout.blank(axes, places)
         _style.title(figure, "Best loss decrease of one step, setting by setting")
         drawn = pd.concat(everything)
         notes = [
@@ -101,6 +103,18 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             _notes.edge_note(drawn),
         ]
         return _style.finish(figure, drawn, notes)
+
+
+def concerned(frame: pd.DataFrame, choice: str) -> pd.DataFrame:
+    """The rows of estimators that have the choice, with conditions and methods that leave it out.
+
+    A curve that takes one value only has nothing to compare, unless all do.
+    """
+    frame = frame.assign(condition=columns.conditions_apart_from(frame, [choice]))
+    rows = frame[frame[choice].notna()]
+    rows = rows.assign(choice=rows[choice].map(word), method=columns.name_curves(rows, [choice]))
+    several = rows.groupby(["condition", "method"])["choice"].transform("nunique") > 1
+    return rows[several] if several.any() else rows
 
 
 def _spread(count: int) -> np.ndarray:

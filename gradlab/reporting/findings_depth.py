@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from gradlab.reporting import columns, summaries
 from gradlab.reporting.findings import Finding
@@ -86,8 +85,10 @@ def _ends(rows: pd.DataFrame) -> dict[str, Any]:
     larger = len(first) > 0 and first.mean() >= last.mean()
     ratio = summaries.ratio(first, last) if larger else summaries.ratio(last, first)
     trend = np.nan
-    if means.notna().sum() > 2 and means.nunique() > 1:
-        trend = float(stats.spearmanr(means.index.astype(float), means, nan_policy="omit")[0])
+    known = means.dropna()
+    if len(known) > 2 and known.nunique() > 1:  # Spearman's, of ranks
+        ranks = pd.Series(np.arange(float(len(known))), index=known.index)
+        trend = float(known.rank().corr(ranks))
     peak = int(wide.columns[int(np.nanargmax(means.to_numpy()))])
     return {**ratio, "larger": larger, "peak": peak, "trend": trend,
             "layer": int(wide.columns[0 if larger else -1]),

@@ -1,4 +1,4 @@
-"""Findings of a loss-decrease study on networks: layer by layer, state by state."""
+"""Findings of steps and descents on networks: layer by layer, state by state."""
 
 from __future__ import annotations
 
@@ -35,26 +35,85 @@ def loss_decrease(frame: pd.DataFrame) -> list[Finding]:
     found = []
     if scale:
         found.append(Finding("Which scale", f"Unless a finding names a scale it is about {scale}."))
-    panels = grid(plain)
-    cases: list[Case] = []
-    for column, state in enumerate(panels.columns):
-        present = [
-            (row, str(panels.panels[index, column]["condition"]))
-            for index, row in enumerate(panels.rows)
-            if (index, column) in panels.panels
-        ]
-        here = [Case(row, condition, best.ranking(condition, 0))
-                for row, condition in present if best.num_dims(condition)]  # fmt: skip
-        cases += here
-        if here:
-            lead = begin(state) if state else "Best estimator"
-            found.append(Finding(lead, _furthest(best, here)))
-    found += _switch(best, cases)
-    found += _unseen(best, cases)
+    cases, states = _by_state(best, "step")
+    found += [*states, *_switch(best, cases, "step"), *_unseen(best, cases)]
     found += effects(frame)
     found += learning_rates(best)
     found += diverged(frame)
     return found
+
+
+def trajectory(frame: pd.DataFrame) -> list[Finding]:
+    """Where descents on networks lead, and who still descends.
+
+    They are judged on the held-out batch where there is one: a descent that sees new batches starts
+    and ends on different ones.
+
+    Args:
+        frame: an annotated table of trajectories of networks.
+    """
+    falls = decreases(frame)
+    if falls["loss_decrease"].isna().all():
+        return [Finding("Nothing to compare", "Every trajectory diverged.")]
+    found = []
+    for budget, rows in falls.groupby("budget", sort=False):
+        best = Best(rows)
+        cases, states = _by_state(best, "descent")
+        several = falls["budget"].nunique() > 1
+        where = f" (budget of {str(budget).replace('_', ' ')})" if several else ""
+        found += [Finding(finding.lead + where, finding.text)
+                  for finding in [*states, *_switch(best, cases, "descent")]]  # fmt: skip
+    if "loss_fresh" in frame and frame["loss_fresh"].notna().any():
+        found.append(Finding("Judged", "Decreases are those of the loss on one held-out batch, "
+                             "from the start to the end of a descent."))  # fmt: skip
+    return found
+
+
+def decreases(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last row of every run, with ``loss_decrease`` from its first one; NaN if it diverged."""
+    judged = "loss_fresh" in frame and frame["loss_fresh"].notna().any()
+    frame = frame if "budget" in frame else frame.assign(budget="steps")
+    frame = frame if "lr" in frame else frame.assign(lr=1.0)
+    run = ["condition", "num_dim", "method", "budget", "lr"]
+    run += [c for c in columns.REPLICATES if c in frame]
+    ordered = frame.sort_values("step", kind="stable")
+    start, end = (ordered.drop_duplicates(run, keep=which).set_index(run)
+                  for which in ("first", "last"))  # fmt: skip
+    value = "loss_fresh" if judged else "loss"
+    fall = start[value] - end[value].where(end["loss"].notna())
+    return end.drop(columns=["loss_decrease"], errors="ignore").assign(
+        loss_decrease=fall).reset_index()  # fmt: skip
+
+
+def _by_state(best: Best, noun: str) -> tuple[list[Case], list[Finding]]:
+    """All cases, and a finding for each state of training."""
+    cases: list[Case] = []
+    found = []
+    for lead, named in _states(best.frame).items():
+        here = [Case(name, condition, best.ranking(condition, 0))
+                for name, condition in named if best.num_dims(condition)]  # fmt: skip
+        if here:
+            cases += here
+            found.append(Finding(lead, _furthest(best, here, noun)))
+    return cases, found
+
+
+def _states(frame: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
+    """For each state of training the cases in it: what they are called there, and their condition.
+
+    Where all networks are in one state, the cases stand together.
+    """
+    if not columns.varying(frame, ["student"]):
+        return {"Best estimator": [(name, name) for name in columns.conditions(frame)]}
+    panels = grid(frame)
+    return {
+        begin(state): [
+            (name, str(panels.panels[row, column]["condition"]))
+            for row, name in enumerate(panels.rows)
+            if (row, column) in panels.panels
+        ]
+        for column, state in enumerate(panels.columns)
+    }
 
 
 def _inits(best: Best, cases: Sequence[Case]) -> int:
@@ -63,12 +122,12 @@ def _inits(best: Best, cases: Sequence[Case]) -> int:
     return int(min(counts, default=0))
 
 
-def _furthest(best: Best, cases: Sequence[Case]) -> str:
+def _furthest(best: Best, cases: Sequence[Case], noun: str) -> str:
     """Who goes furthest in which case, by how much, and whether the lead is resolved."""
     parts = [_leader(best, case) for case in cases[:MOST]]
     text = (
-        "With every estimator at its best lr, the step that brings the loss down furthest is that "
-        f"of {'; '.join(parts)}"
+        f"With every estimator at its best lr, the {noun} that brings the loss down furthest is "
+        f"that of {'; '.join(parts)}"
     )
     if len(cases) > MOST:
         firsts = pd.Series([case.ranked[0] for case in cases]).value_counts()
@@ -93,7 +152,7 @@ def _leader(best: Best, case: Case) -> str:
     return f"{words} ({said})" if said else words
 
 
-def _switch(best: Best, cases: Sequence[Case]) -> list[Finding]:
+def _switch(best: Best, cases: Sequence[Case], noun: str) -> list[Finding]:
     """Whether sampling still brings the loss down where straight-through steps do not."""
     straight, sampled = best.of("ste", "matched", "rounding"), best.of("nes", "local")
     answers: dict[str, list[str]] = {"both": [], "sampled": [], "straight": [], "neither": []}
@@ -114,7 +173,7 @@ def _switch(best: Best, cases: Sequence[Case]) -> list[Finding]:
     certain = min(n) >= summaries.LEAST_INITS
     how = "resolvably brings" if certain else "on the mean brings"
     total = len(n)
-    text = (f"The best straight-through step {how} the loss down in "
+    text = (f"The best straight-through {noun} {how} the loss down in "
             f"{len(answers['both']) + len(answers['straight'])} of {count(total, 'case')}, the "
             f"best of NES in {len(answers['both']) + len(answers['sampled'])}.")  # fmt: skip
     stuck = len(answers["sampled"]) + len(answers["neither"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from gradlab.reporting import columns, summaries
+from gradlab.reporting import columns, findings_network, summaries
 from gradlab.reporting.findings import Finding
+from gradlab.reporting.problems import is_network
 from gradlab.reporting.wording import at_num_dim, begin, interval, number, sample
 
 BUDGETS = {
@@ -30,6 +31,9 @@ def final_losses(table: pd.DataFrame) -> pd.DataFrame:
 
 def trajectory(table: pd.DataFrame) -> list[Finding]:
     """The lowest final loss under each budget, for every condition and num_dim."""
+    annotated = columns.annotate(table)
+    if is_network(annotated):
+        return findings_network.trajectory(annotated)
     ends = final_losses(table)
     if ends["loss"].isna().all():
         return [Finding("Nothing to compare", "Every trajectory diverged.")]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from gradlab.reporting import published
-from gradlab.reporting.layers import depths, layer_order, layer_title, spread, tick_names
+from gradlab.reporting.layers import JOINED, depths, layer_order, layer_title, spread, tick_names
 from gradlab.reporting.wording import cosine, interval, lr, number, word
 
 MOST_LAYERS = 8
@@ -195,8 +195,10 @@ def _gradient_quality(frame: pd.DataFrame) -> list[Grid]:
     note = "Mean cosine to the reference over inits with its 95 % bootstrap CI."
     if more:
         note += " Bias, variance and split-half cosine are over all layers."
+    singles = [layer for layer in every if layer not in JOINED]
     if len(layers) < len(every):
-        note += f" {len(layers)} of {len(every)} layers; all of them stand in the tables below."
+        note += f" {len(set(layers) & set(singles))} of {len(singles)} layers; all of them stand in"
+        note += " the tables below."
     return [Grid("Cosine to the reference, layer by layer", note, header, rows, len(keys) - 1)]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from gradlab._registry import Registry
 from gradlab.evaluation.population import GaussianPopulation
-from gradlab.studies import cells, students
+from gradlab.studies import cells, networks, students
 from gradlab.studies.base import Cell, Settings, Study
 from gradlab.studies.clock import now
 from gradlab.studies.gradient_quality import GradientQuality
@@ -27,8 +27,6 @@ for _study in (GradientQuality, LossDecrease, LossSlice, TrainingRun, Trajectory
 
 # Torch, NumPy and pandas in one worker process, measured with /usr/bin/time on Linux.
 _PROCESS_BYTES = 350 * 2**20
-# Beside torch, what a network's evaluator holds at a time, twice, and the whole data set.
-_NETWORK_BYTES = 1024 * 2**20
 # Noise, members and activations in flight in the evaluator.
 _WORKING_BYTES = 64 * 2**20
 
@@ -60,8 +58,7 @@ def bytes_needed(cell: Cell) -> int:
     """About how much memory one worker holds at the most while it measures this cell."""
     objective = cell["objective"]
     if cells.is_network(cell):
-        # The images as bytes, the batches, and what a block of examples holds.
-        return _PROCESS_BYTES + _NETWORK_BYTES
+        return _PROCESS_BYTES + networks.bytes_of(cell)
     width = objective.get("num_dim", 1)
     batch = objective.get("batch_size", 1)
     # Inputs twice (as given and transposed) on the cell's and the fresh batch; CDG and local NES

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 
-from gradlab import data, objectives, training
+from gradlab import data, models, objectives, training
+from gradlab.evaluation.module.footprint import Footprint
 from gradlab.objectives.network import MODEL_OPTIONS
 from gradlab.studies.base import Cell, Row, derived_seed
 
 # When in its training a network is measured, as a share of the epochs.
 STATES = {"early": 0.1, "mid": 0.5, "converged": 1.0}
+
+# Bytes per weight of all copies of a network, and what an evaluation of one batch may hold.
+_COPIES = 24
+_EVALUATION_BYTES = 2**28
 
 # How a network is trained where the spec does not say.
 TRAINING: dict[str, Any] = {"epochs": 20, "examples": None, "batch_size": 256, "lr": 1e-3}
@@ -122,10 +130,15 @@ def require_examples(dataset: str, key: str, examples: int | None, aside: float 
         )
 
 
+def _objective(cell: Cell) -> objectives.Network:
+    """The cell's objective, of which only the options matter."""
+    options = {key: value for key, value in cell["objective"].items() if key != "name"}
+    return objectives.Network(**options)
+
+
 def shapes_of(cell: Cell) -> dict[str, torch.Size]:
     """The shapes of the cell's parameters, by name, without computing anything."""
-    options = {key: value for key, value in cell["objective"].items() if key != "name"}
-    network = objectives.Network(**options)
+    network = _objective(cell)
     number = network.coordinates
     whole = {name: network.architecture.shapes[name] for name in network.layer_names}
     if number is None:
@@ -133,11 +146,44 @@ def shapes_of(cell: Cell) -> dict[str, torch.Size]:
     return {name: torch.Size([min(number, shape.numel())]) for name, shape in whole.items()}
 
 
+def bytes_of(cell: Cell) -> int:
+    """About what a worker holds beside its process: images, weights, and what runs on them.
+
+    A step of training keeps what its whole batch makes on the way; an evaluation keeps within its
+    bound, on the cell's batch and on the unseen one.
+    """
+    objective, student = cell["objective"], cell["student"]
+    info = data.find(objective["dataset"])
+    images = sum(size for _, size in info.sizes) * math.prod(info.image_shape)
+    built = _objective(cell).architecture
+    weights = sum(shape.numel() for shape in built.shapes.values())
+    batch = student.get("batch_size", 0)
+    if cell["study"] == "training_run":
+        batch = objective["batch_size"]
+    step = batch * _bytes_per_image(built.model, json.dumps(built.options, sort_keys=True))
+    # once as they are, once in float32 and once in float64 for evaluation, or with Adam's moments
+    return int(images + _COPIES * weights + max(step, 2 * _EVALUATION_BYTES))
+
+
+@lru_cache(maxsize=256)
+def _bytes_per_image(model: str, options: str) -> int:
+    """Bytes that a forward pass makes of one image, counted without computing."""
+    with torch.device("meta"):
+        network = models.create(model, **json.loads(options))
+
+    def made(images: int) -> int:
+        with torch.device("meta"), Footprint() as footprint:
+            network(torch.empty(images, *network.input_shape))
+        total: int = footprint.total
+        return total
+
+    # what is made of the weights is made but once
+    return (made(4) - made(2)) // 2
+
+
 def depths_of(cell: Cell) -> dict[str, int]:
     """How many binarized layers stand before each of the cell's binarized layers."""
-    options = {key: value for key, value in cell["objective"].items() if key != "name"}
-    network = objectives.Network(**options)
-    return {name: index for index, name in enumerate(network.architecture.layers)}
+    return {name: index for index, name in enumerate(_objective(cell).architecture.layers)}
 
 
 def columns_of(options: Row) -> Row:

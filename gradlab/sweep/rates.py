@@ -39,6 +39,7 @@ _MEMBERS = 64
 # Of networks, which take milliseconds per example.
 _NETWORK_EXAMPLES = 32
 _NETWORK_COORDINATES = (8, 64)
+_NETWORK_SECONDS = 0.5
 # Seconds of one run, of which there are at most three and the median counts.
 _SECONDS = 0.05
 _REPEATS = 3
@@ -296,13 +297,19 @@ class Rates:
         whole = cell["objective"]["batch_size"]
         few = min(whole, _NETWORK_EXAMPLES)
 
-        def seconds(cell: Cell) -> float:
-            task, units = self._task(work.kind, cell, few, 2 if work.kind == "member" else 1)
+        def seconds(cell: Cell, members: int = 1) -> float:
+            task, units = self._task(work.kind, cell, few, members)
             task()
             taken: float = _median(task) / units * whole / few
             return taken
 
         weights = cells.sizes_of(cell)[1]
+        if work.kind == "member":
+            # As many as half a second allows: what comes before the chosen layers comes but once.
+            largest = max(cells.populations_of(cell)[-1] or 1, 1)
+            task, units = self._task(work.kind, cell, few, min(2, largest))
+            more = int(units * _NETWORK_SECONDS / _clock(task)) // 2 * 2
+            return seconds(cell, min(largest, max(more, 2)))
         if work.kind != "estimate" or cell["estimator"]["name"] != "cdg":
             return seconds(cell)
         # Of a few weights, and of some: what a further one takes, beside what all have in common.

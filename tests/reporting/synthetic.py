@@ -197,15 +197,17 @@ def store(
     missing: int = 0,
     **spec: Any,
 ) -> Path:
-    """A study's folder whose store holds these tables, one cell per num_dim, label, init, batch.
+    """A study's folder whose store holds these tables, one cell per problem, label, init, batch.
 
     The first cells are left out: ``missing`` of them were never run, ``failed`` more failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    keys = ["num_dim", "label", "init", "batch"]
+    keys = ["num_dim", "width", "weight_decay", "label", "init", "batch"]
     cells: dict[tuple[Any, ...], dict[str, pd.DataFrame]] = {}
     for name, frame in tables.items():
-        for key, rows in frame.groupby(keys, sort=False):
+        present = [key for key in keys if key in frame]
+        for values, rows in frame.groupby(present, sort=False):
+            key = tuple(dict(zip(present, values, strict=True)).get(k, 0) for k in keys)
             cells.setdefault(key, {})[name] = rows
     configs = {
         hash_of(config): (config, found)
@@ -213,8 +215,9 @@ def store(
         for config in [
             {
                 "schema": 1, "study": "loss_decrease", "seed": 0, "threads": 1,
-                "objective": {"name": "teacher_student", "num_dim": int(key[0])},
-                "estimator": {"name": str(key[1])}, "init": int(key[2]), "batch": int(key[3]),
+                "objective": {"name": "teacher_student", "num_dim": int(key[0]), "width": key[1]},
+                "settings": {"weight_decay": key[2]}, "estimator": {"name": str(key[3])},
+                "init": int(key[4]), "batch": int(key[5]),
             }
         ]
     }  # fmt: skip

@@ -12,9 +12,9 @@ from PIL import Image
 
 from gradlab import reporting
 from gradlab.reporting import drawing
-from gradlab.reporting.stored import load
+from gradlab.reporting.stored import StoredStudy, load
 from gradlab.sweep.store import StoreError
-from tests.reporting import synthetic
+from tests.reporting import synthetic, synthetic_networks
 
 SMALL = {"num_dims": [8], "batches": 1, "lrs": [0.03, 0.1, 0.3]}
 FIGURE = '''"""A dot.
@@ -89,6 +89,25 @@ def test_figures_nobody_asked_for_are_left_out_in_silence(study: Path) -> None:
     without = load(study, {**synthetic.SPEC, "figures": None})
     names = [figure.name for figure in drawing.draw_figures(without)]
     assert names == ["loss_decrease_groups", "best_loss_decrease", "loss_decrease_by_lr"]
+
+
+def test_every_figure_of_a_kind_of_study_exists() -> None:
+    kinds = {name for listed in drawing.BY_KIND.values() for name in listed}
+    assert kinds <= set(drawing.names())
+    assert {"training_run", "loss_slice"} <= set(drawing.BY_KIND)
+
+
+def test_a_network_is_drawn_by_depth_and_a_small_one_by_layer(tmp_path: Path) -> None:
+    def drawn(rows: pd.DataFrame) -> list[str]:
+        study = StoredStudy(tmp_path, {"study": "gradient_quality"}, {"gradient_quality": rows})
+        return [figure.name for figure in drawing.draw_figures(study)]
+
+    methods = [synthetic.STES[0]]
+    network = synthetic_networks.gradient_quality(methods, students=["fresh"], depth=3)
+    assert drawn(network) == ["gradient_by_depth", "cosine_by_forward_passes"]
+    assert drawn(synthetic.gradient_quality(methods)) == [
+        "cosine_by_layer", "cosine_by_forward_passes",
+    ]  # fmt: skip
 
 
 def test_a_misspelt_figure_gets_a_suggestion(study: Path) -> None:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from gradlab import reporting
-from gradlab.reporting import page
+from gradlab.reporting import page, page_tables, published, tables
 from gradlab.reporting.stored import StoredStudy, load
-from tests.reporting import synthetic
+from tests.reporting import synthetic, synthetic_networks
 
 METHODS = [synthetic.CDG, synthetic.STES[0]]
 SMALL = {"num_dims": [2, 8], "batches": 1, "lrs": [0.03, 0.1]}
@@ -199,3 +199,48 @@ def test_cells_made_by_different_code_are_told(tmp_path: Path) -> None:
     ]  # fmt: skip
     text = Page(page.render(bare(cells=cells), [])).text
     assert "cells differ in their code new (2 cells), old (1 cell)" in text
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
+    folder = tmp_path_factory.mktemp("results") / "weight_decay"
+    tables = {
+        "training": synthetic_networks.training([8, 192], [0.0, 1e-5], epochs=2),
+        "training_result": synthetic_networks.training_result([8, 192], [0.0, 1e-5]),
+    }
+    synthetic.store(folder, tables, study="training_run", objective={"name": "network"})
+    path = reporting.write(folder)
+    return path, Page(path.read_text(encoding="utf-8"))
+
+
+def test_a_training_study_gets_its_figures_tables_and_published_numbers(
+    network: tuple[Path, Page],
+) -> None:
+    path, parsed = network
+    drawn = {file.stem for file in (path.parent / "figures").glob("*.svg")}
+    assert drawn == {"training_curves", "accuracy_by_weight_decay"}
+    assert "Trained networks" in parsed.text
+    assert "width 192, weight decay 1e-05: validation accuracy 0.9121" in parsed.text
+    assert "NOT COMPARABLE 20 of 200 epochs, 5,000 of 50,000 images" in parsed.text
+    assert "6 NOT COMPARABLE 27 NOT RUN" in parsed.text
+    assert published.TRAINING_RULE in parsed.text
+    assert published.RULE not in parsed.text
+    assert (path.parent / "tables" / "summary_published.csv").is_file()
+
+
+def test_the_page_of_a_network_never_speaks_of_num_dim(network: tuple[Path, Page]) -> None:
+    assert "num_dim" not in network[1].text
+
+
+def test_a_page_of_steps_on_a_network_has_its_unit_and_cases(tmp_path: Path) -> None:
+    rows = synthetic_networks.loss_decrease(METHODS, lrs=[0.03, 0.1, 0.3], students=["fresh"])
+    quality = synthetic_networks.gradient_quality(METHODS, students=["fresh"])
+    frames = tables.summarize({"loss_decrease": rows, "gradient_quality": quality})
+    steps, gradients = page_tables.grids(frames)
+    assert "MSE" not in steps.note
+    assert "largest of its condition" in steps.note
+    assert [name for name, _ in steps.header[:2]] == ["condition", "estimator"]
+    named = [name for name, _ in gradients.header]
+    assert named[1:4] == ["layer 0", "layer 3", "layer 6"]
+    assert "all layers" in named
+    assert "7 of 19 layers" in gradients.note

@@ -7,7 +7,7 @@ import pytest
 
 from gradlab import reporting
 from gradlab.reporting import tables
-from tests.reporting import synthetic
+from tests.reporting import synthetic, synthetic_networks
 
 
 def test_export_writes_every_row_and_a_summary(tmp_path: Path) -> None:
@@ -54,3 +54,33 @@ def test_a_study_where_every_run_diverged_has_no_summary() -> None:
     assert tables.summarize({"loss_decrease": rows.assign(loss_decrease=None)}) == {}
     ends = synthetic.trajectory([synthetic.CDG], [8], steps=3).assign(loss=None)
     assert tables.summarize({"trajectory": ends})["trajectory"]["diverged"].tolist() == [3, 3]
+
+
+def test_tables_of_networks_have_no_num_dim() -> None:
+    found = tables.summarize(
+        {
+            "loss_decrease": synthetic_networks.loss_decrease([synthetic.CDG], lrs=[0.1]),
+            "gradient_quality": synthetic_networks.gradient_quality([synthetic.CDG]),
+            "training_result": synthetic_networks.training_result(),
+        }
+    )
+    assert set(found) == {"loss_decrease", "gradient_quality", "training_result", "published"}
+    assert not any("num_dim" in frame for frame in found.values())
+    layers = found["gradient_quality"].query("condition == 'fresh'")["depth_index"]
+    assert layers.dropna().tolist() == list(range(19))
+    assert found["loss_decrease"]["condition"].tolist()[:2] == [
+        "first layer, fresh", "first layer, early in training",
+    ]  # fmt: skip
+
+
+def test_training_summaries_are_means_over_inits_with_their_intervals() -> None:
+    rows = synthetic_networks.training_result(widths=[8], decays=[0.0, 1e-5])
+    rows.loc[(rows["weight_decay"] == 0) & (rows["init"] == 2), "val_accuracy"] = None
+    summary = tables.training_result(rows).set_index("condition")
+    one = summary.loc["weight decay 1e-05"]
+    own = rows.loc[rows["weight_decay"] == 1e-5, "val_accuracy"]
+    assert one["val_accuracy"] == pytest.approx(own.mean())
+    assert (one["val_accuracy_low"], one["val_accuracy_high"]) == (own.min(), own.max())
+    lost = summary.loc["weight decay 0"]
+    assert (lost["n"], lost["diverged"]) == (2, 1)
+    assert pd.isna(lost["val_accuracy_low"])
