@@ -71,7 +71,7 @@ STE = {
 MATCHED = Style("#672bab", "*")
 CDG = Style("#000000", "s", "-", 1.8)
 # (log10 of the population, colour) and (log2 of the passes, colour): shades in between are blended.
-NES_SHADES = [(1.7, "#b9d9ef"), (2.7, "#8cc0e6"), (3.7, "#2f80d6"), (4.7, "#0e2f78")]
+NES_SHADES = [(1.0, "#b9d9ef"), (2.7, "#8cc0e6"), (3.7, "#2f80d6"), (4.7, "#0e2f78")]
 LOCAL_SHADES = [(0.0, "#8be0bb"), (1.0, "#39c68b"), (3.0, "#12644a"), (5.0, "#06281d")]
 ROUNDING_SHADES = [(0.0, "#d9b98a"), (3.4, "#6b4a1b")]  # log2 of the samples
 NES_MARKERS = {500: "<", 5_000: ">", 50_000: "d"}

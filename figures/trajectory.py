@@ -50,6 +50,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     budgets = [b for b in BUDGETS if b in present and len(rows_for(frame, b))]
     planned = plan(frame, budgets)
     looks = _style.styles(frame)
+    # Where a network is late in its training, a descent may well lead upwards.
+    starts = frame[(frame["step"] == 0) & is_network(frame)]
     log = bool((frame["loss"].dropna() > 0).mean() > 0.9)
     means = {
         budget: summaries.over_inits(
@@ -72,6 +74,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         )
         for (row, column), (budget, keys) in planned.panels.items():
             ax = axes[row, column]
+            start = _style.pick(starts, **keys)["loss"]
+            if len(start):
+                ax.axhline(start.mean(), color=_style.FAINT, linewidth=0.8, linestyle=":")
             for method, look in looks.items():
                 here = _style.pick(means[budget], **keys, method=method, missing=0)
                 if len(here):
@@ -99,6 +104,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             _notes.problem_note(frame),
             _notes.interval_note(drawn, seeds=False),
             "The marker is where the budget ends.",
+            "Dotted: the loss at the start." if len(starts) else "",
             "Curves end where a run diverged." if (drawn["missing"] > 0).any() else "",
         ]
         return _style.finish(figure, drawn, notes)

@@ -239,6 +239,20 @@ def test_evaluate_refuses_in_one_sentence(
     assert len(errors.splitlines()) == 1
 
 
+def test_evaluate_refuses_images_of_another_size(
+    call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    colour = tiny.images(30, 2)
+    larger = replace(
+        colour, images=colour.images.repeat(1, 3, 2, 2), mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    monkeypatch.setattr("gradlab.data.load", lambda *arguments, **options: larger)
+    status, text, errors = call("evaluate", trained, "--data", "cifar10")
+    assert (status, text) == (2, "")
+    assert "images of cifar10 are (3, " in errors
+    assert "give --data a set of such images" in errors
+
+
 def test_predict_names_classes(call: Call, trained: Path, tmp_path: Path) -> None:
     given = tiny.images(30, 2)
     np.save("a.npy", given.images.numpy())

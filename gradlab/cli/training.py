@@ -182,6 +182,12 @@ def evaluate(
         name, split, device=chosen, validation=share if split != "test" else 0.0,
         seed=int(known.get("seed", 0)),
     )  # fmt: skip
+    takes = tuple(getattr(model, "input_shape", loaded.image_shape))
+    if takes != loaded.image_shape:
+        raise UsageError(
+            f"images of {name} are {loaded.image_shape} (channels, height, width), and the network "
+            f"in {place} takes {takes}: give --data a set of such images."
+        )
     if known:  # the normalization belongs to the network
         loaded = replace(loaded, mean=tuple(known["mean"]), std=tuple(known["std"]))
     found = training.evaluate(model.to(chosen), loaded, details=True)

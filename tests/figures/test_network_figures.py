@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from gradlab.reporting import drawing
 from tests.figures.test_figures import texts
 from tests.reporting import synthetic, synthetic_networks
-from tests.reporting.synthetic import CDG, NES, STES
+from tests.reporting.synthetic import CDG, LOCAL, NES, STES
 
 FEW = [CDG, STES[0], *NES[:2]]
 LRS = (0.03, 0.1, 0.3)
@@ -33,10 +33,13 @@ def quality(**options: object) -> pd.DataFrame:
     return synthetic_networks.gradient_quality(FEW[:3], **options)
 
 
-def descent() -> pd.DataFrame:
-    rows = synthetic.trajectory([CDG, STES[0]], [1], steps=5)
-    rows = rows.drop(columns=["num_dim", "depth", "activation", "weight", "student"])
-    return rows.assign(**synthetic_networks.problem(8, "layer 7", "fresh"))
+def descent(**options: object) -> pd.DataFrame:
+    return synthetic_networks.trajectory([CDG, STES[0]], **options)
+
+
+def noises(**options: object) -> pd.DataFrame:
+    methods = [dict(LOCAL[0], noise=noise) for noise in ("weights", "positions")]
+    return steps(methods=[*methods, STES[0]], **options)
 
 
 FULL = {
@@ -48,6 +51,7 @@ FULL = {
     "cosine_by_forward_passes": ("gradient_quality", quality),
     "gradient_by_depth": ("gradient_quality", quality),
     "trajectory": ("trajectory", descent),
+    "settings_comparison": ("loss_decrease", noises),
     "training_curves": ("training", lambda: synthetic_networks.training(epochs=4)),
     "accuracy_by_weight_decay": ("training_result", synthetic_networks.training_result),
 }
@@ -166,6 +170,38 @@ def test_several_scales_have_a_column_each() -> None:
     assert len(shown(figure)) == 2 * 6
     heads = [ax.texts[0].get_text() for ax in shown(figure)[::2]]
     assert heads[:2] == ["first layer, fresh", "first layer, converged"]
+
+
+def test_a_choice_is_compared_for_every_layer_with_students_side_by_side() -> None:
+    figure, numbers = laid_out("settings_comparison", {"loss_decrease": noises()})
+    assert titles(figure) == ["fresh", "converged"]
+    assert len(shown(figure)) == 6
+    assert set(numbers["choice"]) == {"weights", "positions"}
+    assert set(numbers["method"]) == {"local NES (2 passes)"}
+
+
+def test_a_descent_of_a_network_is_judged_on_the_held_out_batch_from_its_start() -> None:
+    rows = descent()
+    rows["loss_fresh"] = 2 * rows["loss"]
+    figure, numbers = laid_out("trajectory", {"trajectory": rows})
+    assert "held-out batch" in shown(figure)[0].get_ylabel()
+    end = numbers[numbers["budget"] == "forward_passes"].sort_values("x").groupby("method").last()
+    last = rows[(rows["budget"] == "forward_passes") & (rows["step"] == rows["step"].max())]
+    assert end.loc["CDG", "mean"] == pytest.approx(
+        last.loc[last["estimator"] == "cdg", "loss_fresh"].mean()
+    )
+    level = [line.get_ydata()[0] for line in shown(figure)[0].lines if line.get_linestyle() == ":"]
+    assert level == [pytest.approx(rows.loc[rows["step"] == 0, "loss_fresh"].mean())]
+    assert "Dotted: the loss at the start" in numbers.attrs["note"]
+
+
+def test_descents_of_many_networks_stand_side_by_side_by_their_students() -> None:
+    figure, numbers = laid_out("trajectory", {"trajectory": descent(students=TWO)})
+    assert len(shown(figure)) == 6
+    assert titles(figure) == ["fresh", "converged"]
+    assert numbers["budget"].unique().tolist() == ["forward_passes"]
+    few = descent(layers=["layer 7"], students=TWO)
+    assert titles(laid_out("trajectory", {"trajectory": few})[0])[0] == "budget of passes"
 
 
 def test_depth_runs_from_input_to_output_with_one_curve_per_estimator() -> None:

@@ -44,7 +44,7 @@ MATCHED: Method = {
 }  # fmt: skip
 METHODS = [CDG, *STES, MATCHED, *LOCAL, *NES]
 PASSES = {"ste": 1.0, "cdg": 2.0 * 3_104}
-OPTIONS = ("surrogate", "epsilon", "population", "sigma", "passes", "fitness")
+OPTIONS = ("surrogate", "epsilon", "population", "sigma", "passes", "fitness", "noise")
 
 
 def _keys(method: Method, num_dim: int, init: int, batch: int) -> dict[str, Any]:

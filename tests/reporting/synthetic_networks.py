@@ -98,6 +98,23 @@ def gradient_quality(
     return pd.DataFrame(rows)
 
 
+def trajectory(
+    methods: Sequence[Method],
+    layers: Sequence[str] = LAYERS,
+    students: Sequence[str] = ("fresh",),
+    inits: int = 3,
+    steps: int = 5,
+    **options: Any,
+) -> pd.DataFrame:
+    """Descents of a network, see :func:`synthetic.trajectory`."""
+    parts = []
+    for seed, (layer, student) in enumerate(itertools.product(layers, students)):
+        rows = synthetic.trajectory(methods, [1], inits, steps, seed=seed, **options)
+        rows = rows.drop(columns=["num_dim", "depth", "activation", "weight", "student"])
+        parts.append(rows.assign(**problem(8, layer, student)))
+    return pd.concat(parts, ignore_index=True)
+
+
 DECAYS = (0.0, 1e-6, 3e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4)
 
 
