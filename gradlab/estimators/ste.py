@@ -25,35 +25,22 @@ backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from gradlab.binary import surrogates
+from gradlab.binary.layers import Choice, name_and_options
 from gradlab.estimators.base import GradientEstimate
 from gradlab.estimators.matched import MatchedSmoothing, matched_gradient
 from gradlab.evaluation.noise import draw_key
 from gradlab.evaluation.population import Params
 from gradlab.objectives.base import Objective
 
-Choice = str | Mapping[str, Any]
-
-
-def _name_and_options(choice: Choice) -> tuple[str, dict[str, Any]]:
-    if isinstance(choice, str):
-        return choice, {}
-    if isinstance(choice, Mapping) and isinstance(choice.get("name"), str):
-        return choice["name"], {key: value for key, value in choice.items() if key != "name"}
-    raise ValueError(
-        f"surrogate is {choice!r}: give a name or a table such as "
-        '{name = "hardtanh", threshold = 0.5}.'
-    )
-
 
 def _build(choice: Choice) -> Any:
-    name, options = _name_and_options(choice)
+    name, options = name_and_options(choice)
     if name == "matched":
         return MatchedSmoothing.create(**options)
     try:
@@ -70,7 +57,7 @@ def surrogate_label(choice: Choice) -> str:
     >>> surrogate_label({"name": "hardtanh", "threshold": 0.5})
     'hardtanh(threshold=0.5)'
     """
-    name, options = _name_and_options(choice)
+    name, options = name_and_options(choice)
     inside = ", ".join(f"{key}={value:g}" for key, value in sorted(options.items()))
     return f"{name}({inside})" if inside else name
 
@@ -94,7 +81,7 @@ class STE:
     def __post_init__(self) -> None:
         _build(self.surrogate)
         if self.weight_surrogate is not None:
-            if _name_and_options(self.weight_surrogate)[0] == "matched":
+            if name_and_options(self.weight_surrogate)[0] == "matched":
                 raise ValueError(
                     "matched smooths pre-activations, not weights: choose another "
                     "weight_surrogate, e.g. hardtanh."

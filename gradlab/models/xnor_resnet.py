@@ -177,8 +177,10 @@ class _XNORCell(nn.Module):
         return out
 
 
-class _BiRealCell(nn.Module):
-    """Sign, convolution and BatchNorm, each with a shortcut around it."""
+class _TwoConvolutions(nn.Module):
+    """What Bi-Real and BMXNet cells are made of; their shortcuts and ways differ."""
+
+    pooled = False
 
     def __init__(
         self,
@@ -196,9 +198,16 @@ class _BiRealCell(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if halve:
-            self.shortcut = nn.Sequential(
-                nn.AvgPool2d(2), nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-            )
+            halved = [nn.AvgPool2d(2)] if self.pooled else []
+            stride = 1 if self.pooled else 2
+            narrow = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(*halved, narrow, nn.BatchNorm2d(outputs))
+
+
+class _BiRealCell(_TwoConvolutions):
+    """Sign, convolution and BatchNorm, each with a shortcut around it."""
+
+    pooled = True
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, H, W)`` to ``(B, outputs, H', W')``."""
@@ -207,28 +216,8 @@ class _BiRealCell(nn.Module):
         return out
 
 
-class _BMXNetCell(nn.Module):
+class _BMXNetCell(_TwoConvolutions):
     """Sign, convolution and BatchNorm, twice, beside one shortcut."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        halve: bool,
-        convolution: partial[BinaryConv2d],
-        quantize: partial[BinaryActivation],
-    ) -> None:
-        super().__init__()
-        self.sign1, self.sign2 = quantize(), quantize()
-        self.convolution1 = convolution(inputs, outputs, stride=2 if halve else 1)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.convolution2 = convolution(outputs, outputs)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if halve:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs)
-            )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, H, W)`` to ``(B, outputs, H', W')``."""
