@@ -243,7 +243,8 @@ def _size(objective: Mapping[str, Any]) -> float:
     A layer's product costs num_dim² and its activation num_dim per example, and on a processor
     the activation weighs like some sixteen multiply-adds.
     """
-    num_dim, depth = objective.get("num_dim") or 1, objective.get("depth") or 1
+    num_dim = objective.get("num_dim") or objective.get("width") or 1
+    depth = objective.get("depth") or 1
     return (objective.get("batch_size") or 1) * depth * num_dim * (num_dim + 16)
 
 

@@ -137,6 +137,8 @@ def test_students_stand_side_by_side_and_the_rest_below() -> None:
 def test_what_stands_along_the_axis_is_not_in_the_rows() -> None:
     frame, axis = facets.along(steps(widths=[8, 16]))
     assert facets.grid(frame, axis.column).rows == ["width 8", "width 16"]
+    frame, axis = facets.along(steps(students=["fresh"]))
+    assert facets.grid(frame, axis.column).columns == [""]
 
 
 def test_num_dim_is_dropped_where_there_is_none() -> None:

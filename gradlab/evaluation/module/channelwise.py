@@ -83,6 +83,48 @@ def is_channelwise(graph: ModuleGraph, node: Node) -> bool:
     return node.op == "call_function" and node.target in _CHANNEL_FUNCTIONS
 
 
+def channel_region(
+    graph: ModuleGraph,
+    start: Node,
+    channel: int,
+    live: frozenset[Node],
+    values: Mapping[Node, Any],
+) -> tuple[Node, ...]:
+    """Nodes behind a layer whose channels depend on the same channel of the layer alone.
+
+    Args:
+        graph: the graph.
+        start: the layer.
+        channel: the dimension of its channels, 1 or -1.
+        live: the nodes that the result needs.
+        values: of all live nodes, on a few examples.
+    """
+    shape = values[start].shape
+    found: list[Node] = []
+    inside, dependent = {start}, {start}
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if node not in live or not any(each in dependent for each in inputs):
+            continue
+        dependent.add(node)
+        value = values[node]
+        # whatever else it reads must not change with the layer
+        if not isinstance(value, Tensor) or any(n in dependent - inside for n in inputs):
+            continue
+        if is_elementwise(graph, node, values):
+            fits = value.shape == shape or (
+                channel == 1 and value.shape[:2] == shape[:2] and value.dim() == 4
+            )
+        else:
+            images = channel == 1 or len(shape) == 2
+            fits = images and value.shape[:2] == shape[:2] and value.dim() == len(shape)
+            fits = fits and is_channelwise(graph, node)
+        if fits:
+            found.append(node)
+            inside.add(node)
+    return tuple(found)
+
+
 def _commutes_with_permutations(graph: ModuleGraph, node: Node, values: Mapping[Node, Any]) -> bool:
     tensors = [each for each in node.all_input_nodes if isinstance(values[each], Tensor)]
     if len(tensors) != 1:

@@ -25,13 +25,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradlab.evaluation import population as pop
-from gradlab.evaluation.module.channelwise import growth, is_channelwise, is_elementwise, select
+from gradlab.evaluation.module.channelwise import channel_region, growth, select
 from gradlab.evaluation.module.evaluator import ModuleEvaluator
 from gradlab.evaluation.module.executor import Executor
 from gradlab.evaluation.module.footprint import line, peak_bytes
 from gradlab.evaluation.module.graph import Environment, ModuleGraph, Schedule
-from gradlab.evaluation.module.layers import find_layer
-from gradlab.evaluation.module.moves import ColumnMoves, Moves, RowMoves, find_row_layer
+from gradlab.evaluation.module.moves import Moves, find_moves
 from gradlab.evaluation.population import Params
 
 # Bytes in flight on a CPU: beyond some megabytes operations wait for memory.
@@ -111,14 +110,15 @@ def module_differences(
         )
     evaluator.check_params(params)
     params = {name: tensor.detach() for name, tensor in params.items()}
-    graph = evaluator.program.graph
+    program, graph = evaluator.program, evaluator.program.graph
     out = {}
     for name in chosen:
         index = None if coordinates is None else coordinates.get(name)
         done = None
         if graph is not None and not evaluator.couples:
             with torch.no_grad():
-                moves = _moves(evaluator, params, name, epsilon, index)
+                state, parameter = program.state(params), program.cast(params[name])
+                moves = find_moves(graph, state, name, parameter, epsilon, index)
                 if moves is not None:
                     done = _Differences(evaluator, params, name, moves).run()
         if done is None:
@@ -129,26 +129,6 @@ def module_differences(
         if stats is not None:
             stats.layers[name] = done[1]
     return out
-
-
-def _moves(
-    evaluator: ModuleEvaluator, params: Params, name: str, epsilon: float, index: Tensor | None
-) -> Moves | None:
-    """The moves of a layer that lends itself to them."""
-    program, graph = evaluator.program, evaluator.program.graph
-    assert graph is not None
-    state, parameter = program.state(params), program.cast(params[name])
-    wanted = None
-    if index is not None:
-        wanted = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)
-        wanted[index] = True
-        wanted = wanted.reshape(parameter.shape[0] if parameter.dim() else 1, -1)
-    layer = find_layer(graph, name, state)
-    if layer is not None:
-        steps = layer.steps(graph, parameter, epsilon, state)
-        return ColumnMoves(layer, parameter.shape, steps, wanted)
-    rows = find_row_layer(graph, name, state)
-    return None if rows is None else RowMoves(rows, parameter, epsilon, state, wanted)
 
 
 def _by_population(
@@ -241,7 +221,7 @@ class _Differences:
         output = values[node]
         if not isinstance(output, Tensor) or len(output) != 2:
             return False
-        self.region = self._region(values)
+        self.region = channel_region(graph, node, self.channel, self.live, values)
         inside = {node, *self.region}
         self.exits = tuple(
             each
@@ -280,34 +260,6 @@ class _Differences:
         fitting = min(self.room // each, (self.room - fixed) // max(1, prefix))
         self.examples = min(batch, max(1, fitting))
         return True
-
-    def _region(self, values: Environment) -> tuple[Node, ...]:
-        """Nodes behind the layer whose channels depend on the same channel of the layer alone."""
-        graph, start = self.graph, self.moves.node
-        shape = values[start].shape
-        found: list[Node] = []
-        inside, dependent = {start}, {start}
-        for node in graph.nodes:
-            inputs = node.all_input_nodes
-            if node not in self.live or not any(each in dependent for each in inputs):
-                continue
-            dependent.add(node)
-            value = values[node]
-            # whatever else it reads must not change with the layer
-            if not isinstance(value, Tensor) or any(n in dependent - inside for n in inputs):
-                continue
-            if is_elementwise(graph, node, values):
-                fits = value.shape == shape or (
-                    self.channel == 1 and value.shape[:2] == shape[:2] and value.dim() == 4
-                )
-            else:
-                images = self.channel == 1 or len(shape) == 2
-                fits = images and value.shape[:2] == shape[:2] and value.dim() == len(shape)
-                fits = fits and is_channelwise(graph, node)
-            if fits:
-                found.append(node)
-                inside.add(node)
-        return tuple(found)
 
     def _values(self, inputs: Tensor, keep: frozenset[Node]) -> Environment:
         """Values of nodes ``keep`` on a block of inputs."""

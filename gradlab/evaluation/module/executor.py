@@ -20,7 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gradlab.binary import binarize, straight_through
 from gradlab.evaluation.module.graph import Environment, ModuleGraph, Schedule, State
 
-Step = Callable[[Environment], Any]
+# From values, and the parameters of this run, to a value.
+Step = Callable[[Environment, State], Any]
 
 
 class Executor:
@@ -30,6 +31,7 @@ class Executor:
         graph: the graph.
         schedule: the nodes to evaluate.
         state: parameters and buffers by name.
+        varying: names of parameters that every run brings along.
 
     >>> graph = ModuleGraph(nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU()))
     >>> schedule = Schedule.of(graph.nodes, frozenset({graph.result}))
@@ -39,42 +41,55 @@ class Executor:
             [0.]])
     """
 
-    def __init__(self, graph: ModuleGraph, schedule: Schedule, state: State) -> None:
+    def __init__(
+        self,
+        graph: ModuleGraph,
+        schedule: Schedule,
+        state: State,
+        varying: frozenset[str] = frozenset(),
+    ) -> None:
         self._steps = [
-            (node, _step(graph, node, state), done)
+            (node, _step(graph, node, state, varying), done)
             for node, done in zip(schedule.nodes, schedule.done, strict=True)
         ]
 
-    def run(self, environment: Mapping[Node, Any]) -> Environment:
-        """Evaluate the nodes: as ``ModuleGraph.run``, without gradients."""
+    def run(self, environment: Mapping[Node, Any], params: State | None = None) -> Environment:
+        """Evaluate the nodes: as ``ModuleGraph.run``, without gradients.
+
+        Args:
+            environment: values of nodes from outside the schedule; not changed.
+            params: the varying parameters.
+        """
         values = dict(environment)
         with torch.no_grad():
             for node, step, done in self._steps:
                 if node not in values:
-                    values[node] = step(values)
+                    values[node] = step(values, params or {})
                 for each in done:
                     values.pop(each, None)
         return values
 
 
-def _step(graph: ModuleGraph, node: Node, state: State) -> Step:
+def _step(graph: ModuleGraph, node: Node, state: State, varying: frozenset[str]) -> Step:
+    if graph.reads(node) & varying:
+        return lambda values, params: graph.evaluate(node, values, {**state, **params})
     if node.op in ("get_attr", "placeholder"):
-        return lambda values: graph.evaluate(node, values, state)
+        return lambda values, _: graph.evaluate(node, values, state)
     function = _function(graph, node, state)
     if node.op == "call_method":
         method = str(node.target)
         function = lambda x, *args, **kwargs: getattr(x, method)(*args, **kwargs)  # noqa: E731
     if function is None or node.meta.get("clone"):
-        return lambda values: graph.evaluate(node, values, state)
+        return lambda values, _: graph.evaluate(node, values, state)
     if node.kwargs or any(not _is_plain(each) for each in node.args):
 
-        def nested(values: Environment) -> Any:
+        def nested(values: Environment, _: State) -> Any:
             args, kwargs = map_arg((node.args, node.kwargs), lambda each: values[each])
             return function(*args, **kwargs)
 
         return nested
     places = tuple(node.args)
-    return lambda values: function(
+    return lambda values, _: function(
         *[values[each] if isinstance(each, Node) else each for each in places]
     )
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradlab.evaluation.module.graph import ModuleGraph, Schedule, State
-from gradlab.evaluation.module.layers import Layer, Patches, layer_arguments
+from gradlab.evaluation.module.layers import Layer, Patches, find_layer, layer_arguments
 
 # Rows that differ by less than so many units in the last place are taken for equal: the same sum
 # of absolute weights in another order is.
@@ -55,6 +55,37 @@ class Moves(Protocol):
 
     def differences(self, jumps: Tensor) -> Tensor:
         """Raised minus lowered, ``(O, K)``, from a number per move."""
+
+
+def find_moves(
+    graph: ModuleGraph,
+    state: State,
+    name: str,
+    parameter: Tensor,
+    epsilon: float,
+    index: Tensor | None = None,
+) -> Moves | None:
+    """The moves of a parameter whose layer lends itself to them; None for others.
+
+    Args:
+        graph: the module.
+        state: parameters and buffers by name.
+        name: the parameter.
+        parameter: its value.
+        epsilon: by how much each weight is raised and lowered.
+        index: flat coordinates that are wanted; all if None.
+    """
+    wanted = None
+    if index is not None:
+        wanted = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)
+        wanted[index] = True
+        wanted = wanted.reshape(parameter.shape[0] if parameter.dim() else 1, -1)
+    layer = find_layer(graph, name, state)
+    if layer is not None:
+        steps = layer.steps(graph, parameter, epsilon, state)
+        return ColumnMoves(layer, parameter.shape, steps, wanted)
+    rows = find_row_layer(graph, name, state)
+    return None if rows is None else RowMoves(rows, parameter, epsilon, state, wanted)
 
 
 class ColumnMoves:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradlab.evaluation.module.convolution import PopulationOperations
+from gradlab.evaluation.module.executor import Executor
 from gradlab.evaluation.module.graph import (
     Environment,
     ModuleGraph,
@@ -190,6 +191,8 @@ class Program:
             ``(P, b)`` float64.
         """
         members = {name: self.cast(w) for name, w in members.items()}
+        if not batched and self.graph is not None and block.split is not None and self._settled():
+            return self._one_by_one(self.graph, block, block.split, members)
 
         def one(member: Params) -> Tensor:
             return self._member_losses(block, member)
@@ -201,6 +204,30 @@ class Program:
             size = len(next(iter(members.values())))
             each = [one({name: w[index] for name, w in members.items()}) for index in range(size)]
             return torch.stack(each)
+
+    def _settled(self) -> bool:
+        """Whether a forward pass leaves all buffers as they are, so that passes may share them."""
+        return not any(
+            module.training and any(True for _ in module.buffers(recurse=False))
+            for module in self.module.modules()
+        )
+
+    def _one_by_one(
+        self, graph: ModuleGraph, block: Prepared, split: Split, members: Params
+    ) -> Tensor:
+        """Losses of one member after the other, by what they have in common made ready once."""
+        base = self.state(block.base)
+        executor = Executor(graph, split.suffix, base, varying=frozenset(members))
+        values = block.values
+        if not self.wide and block.inputs.device.type == "cpu":
+            # convolutions of few channels are up to twice as fast when channels come last
+            values = {node: _channels_last(value) for node, value in values.items()}
+        rows = []
+        for index in range(len(next(iter(members.values())))):
+            member = {name: w[index] for name, w in members.items()}
+            found = {**values, **executor.run(values, member)}
+            rows.append(self.loss(found[graph.result], block.targets))
+        return torch.stack(rows)
 
     def _functions(self, split: Split | None) -> AbstractContextManager[None]:
         # nodes of a graph look after themselves
@@ -219,6 +246,11 @@ class Program:
         """Parameters and fresh copies of the buffers, by name, in the program's precision."""
         cast = {name: self.cast(tensor) for name, tensor in params.items()}
         return {**cast, **{name: buffer.clone() for name, buffer in self.buffers.items()}}
+
+
+def _channels_last(value: Any) -> Any:
+    images = isinstance(value, Tensor) and value.dim() == 4 and value.dtype == torch.float32
+    return value.contiguous(memory_format=torch.channels_last) if images else value
 
 
 @contextmanager
