@@ -10,7 +10,10 @@ import pytest
 
 from gradlab import studies, sweep
 from gradlab.studies.base import Row
-from gradlab.sweep.spec import shipped_sweeps
+from gradlab.sweep.spec import load, shipped_sweeps
+from tests.objectives.images import small_images
+
+__all__ = ["small_images"]
 
 SMALL = ["inits=1", "batches=1", "objective.num_dim=[2]", "objective.batch_size=256"]
 LRS = "settings.lr=[0.01, 0.3]"
@@ -41,8 +44,62 @@ MEASURED = {
 }  # fmt: skip
 
 
+NETWORK = [
+    "inits=1",
+    "batches=1",
+    "objective.device=cpu",
+    "objective.width=2",
+    "objective.dataset=cifar10",
+    "objective.weight=real",
+]
+STUDENT = [
+    "student.state=early",
+    "student.epochs=1",
+    "student.examples=64",
+    "student.batch_size=32",
+]
+FEW = [*NETWORK, *STUDENT, "objective.batch_size=4"]
+NETWORKS: dict[str, list[str]] = {
+    "gradient_by_depth": [*FEW, "objective.layers=[0, -1]", "objective.coordinates=1",
+                          "estimators.nes.population=4"],
+    "layer_local": [*FEW, LRS, "objective.layers=[-2]", "estimators.nes.population=4",
+                    "estimators.nes_local.passes=2"],
+    "layer_steps": [*FEW, LRS, "objective.layers=[7]", "objective.coordinates=2",
+                    "estimators.nes.population=4"],
+    "loss_slice": [*FEW, "objective.layers=[-2]", "settings.points=5",
+                   "estimators.nes.population=4"],
+    "ste_to_nes": [*FEW, "objective.layers=[-2]", "settings.steps=2", "settings.lr=0.1",
+                   "estimators.nes.population=4"],
+    "width_weight_decay": [*NETWORK, "objective.batch_size=16", "settings.epochs=1",
+                           "settings.examples=64", "settings.evaluation_examples=32"],
+}  # fmt: skip
+
+
 def test_every_shipped_sweep_is_here() -> None:
-    assert set(shipped_sweeps()) == set(TINY)
+    networks = {version for name in NETWORKS for version in (name, f"{name}_small")}
+    assert set(shipped_sweeps()) == {*TINY, *networks}
+
+
+@pytest.mark.parametrize("version", ["", "_small"])
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.usefixtures("small_images")
+def test_a_tiny_version_of_networks_runs(name: str, version: str, tmp_path: Path) -> None:
+    name, tiny = f"{name}{version}", [*NETWORKS[name]]
+    if name == "layer_local_small":
+        tiny.append("estimators.nes.population=4")
+    full, spec = load(name), sweep.read_spec(name, tiny)
+    assert full.name == name
+    assert full.title
+    assert full.description.strip()
+    assert {entry["name"] for entry in full.estimators} == {e["name"] for e in spec.estimators}
+    study = studies.create(spec.study)
+    cells = sweep.expand(spec)
+    # one of each estimator: networks take a while
+    first = {cell.config["estimator"]["name"]: cell.config for cell in reversed(cells)}
+    for config in first.values():
+        assert study.forward_passes(config) > 0
+        tables = study.run(config, tmp_path)
+        assert all(tables.values())
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
