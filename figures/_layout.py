@@ -80,7 +80,7 @@ def legends(axes: np.ndarray, compared: Comparison, looks: Mapping[str, _style.S
     """One legend under each column, or one beside them all where they show the same methods."""
     if compared.alike:
         _style.legend_entries(axes[0, -1], compared.members[0], looks)
-        _style.side_legend(axes[0, -1])
+        _style.side_legend(axes[0, -1], order=compared.members[0])
         return
     for column, members in enumerate(compared.members):
         _style.legend_below(axes[-1, column], members, looks)

@@ -355,9 +355,12 @@ def row_title(ax: Axes, words: str) -> None:
                 textcoords="offset points", ha="left", fontsize=8.5, fontweight="bold")  # fmt: skip
 
 
-def side_legend(ax: Axes, title: str | None = None) -> None:
-    """The legend right of the last panel of a row."""
+def side_legend(ax: Axes, title: str | None = None, order: Iterable[str] = ()) -> None:
+    """The legend right of the last panel of a row; what ``order`` does not name comes last."""
     handles, labels = ax.get_legend_handles_labels()
+    first = {name: place for place, name in enumerate(order)}
+    ranked = sorted(range(len(labels)), key=lambda i: first.get(labels[i], len(first)))
+    handles, labels = [handles[i] for i in ranked], [labels[i] for i in ranked]
     if handles:
         title = "\n".join(textwrap.wrap(title, 26)) if title else None
         ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.03, 0.5), title=title,

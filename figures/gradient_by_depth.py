@@ -100,7 +100,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         _style.legend_entries(axes[0, -1], looks, looks)
         if len(own):
             axes[0, -1].plot([], [], color=GREY, linewidth=3, alpha=0.45, label="the reference")
-        _style.side_legend(axes[0, -1])
+        _style.side_legend(axes[0, -1], order=looks)
         _style.title(figure, "The gradient, from input to output")
         drawn = pd.concat([kind.means.assign(quantity=kind.words) for kind in kinds])
         notes = [

@@ -69,7 +69,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             axes[row, 0].set_ylabel(f"{name}\nchange of the loss".lstrip(), linespacing=1.5)
         _layout.blank(axes, places)
         _style.legend_entries(axes[0, -1], looks, looks)
-        _style.side_legend(axes[0, -1])
+        _style.side_legend(axes[0, -1], order=looks)
         _style.title(figure, "The loss along one weight, and what estimators call its slope")
         many = slices.groupby(["row", "column"])["coordinate"].nunique().max() > 1
         notes = [

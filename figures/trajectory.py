@@ -97,7 +97,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             ax.set_ylabel(f"{name}\n{unit}".lstrip(), linespacing=1.5)
         _layout.blank(axes, planned.panels)
         _style.legend_entries(axes[0, -1], looks, looks)
-        _style.side_legend(axes[0, -1])
+        _style.side_legend(axes[0, -1], order=looks)
         _style.title(figure, "Loss along the descent")
         drawn = pd.concat(part.assign(budget=budget) for budget, part in means.items())
         notes = [

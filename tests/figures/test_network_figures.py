@@ -371,6 +371,15 @@ def test_a_tangent_has_the_slope_and_stays_inside_its_panel() -> None:
         assert ("steeper than their panel" in numbers.attrs["note"]) == steep
 
 
+def test_a_legend_keeps_the_order_of_methods_that_its_own_panel_lacks() -> None:
+    tables = synthetic_networks.loss_slice(methods=[CDG, STES[0]], inits=1, coordinates=1)
+    for name, rows in tables.items():
+        tables[name] = rows[(rows["estimator"] != "cdg") | (rows["student"] == "fresh")]
+    figure, _ = laid_out("loss_slice", tables)
+    legend = figure.axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["CDG", "STE hardtanh"]
+
+
 def test_a_slice_without_a_finite_loss_is_one_sentence() -> None:
     tables = synthetic_networks.loss_slice(inits=1, coordinates=1)
     tables["loss_slice"]["loss"] = np.nan
