@@ -20,7 +20,10 @@ from gradlab import __version__
 from gradlab.cli import sweeps, views  # noqa: F401
 
 # isort: split
-from gradlab.cli import data, machine, training  # noqa: F401
+from gradlab.cli import data, training  # noqa: F401
+
+# isort: split
+from gradlab.cli import machine  # noqa: F401
 from gradlab.cli.common import UsageError, WorkError, app
 
 
