@@ -35,11 +35,9 @@ def main() -> int:
     for coordinates in (14, 3104):
         members = max(1, size // coordinates)
         cases: dict[str, Callable[[], Tensor]] = {
-            "torch.randn": lambda m=members, c=coordinates: torch.randn(  # type: ignore[misc]
-                m, c, device=options.device
-            )
+            "torch.randn": lambda m=members, c=coordinates: torch.randn(m, c, device=options.device)
         }
-        cases["gradlab"] = lambda m=members, c=coordinates: noise.normal(  # type: ignore[misc]
+        cases["gradlab"] = lambda m=members, c=coordinates: noise.normal(
             7, (0, m), (0, c), device=options.device
         )
         for block in blocks:

@@ -88,7 +88,7 @@ def gradlab(data: Dataset, width: int, precision: str, device: str) -> Callable[
     prepared, state = setup.prepare(spec(width, precision, device), datasets)
     gradients = prepared.gradients(None, state.model, print)
     batches = _endless(prepared.batches)
-    latent = [weight.data for weight in state.model.latent_weights().values()]  # type: ignore[operator]
+    latent = [weight.data for weight in state.model.latent_weights().values()]
     tally = loop.empty_tally(state.model, prepared)
     return lambda: loop.take_step(state, prepared, gradients, next(batches), latent, (tally, 0))
 

@@ -124,6 +124,6 @@ def _joined(ax: object, here: pd.DataFrame, known: pd.DataFrame) -> None:
         members = here[here["method"].isin(known.index[known["family"] == family])]
         members = members.sort_values("forward_passes")
         if members["forward_passes"].is_unique and len(members) > 1:
-            ax.plot(  # type: ignore[attr-defined]
+            ax.plot(
                 members["forward_passes"], members["mean"], color="#b4b9bf", linewidth=1, zorder=1
             )

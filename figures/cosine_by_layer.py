@@ -139,4 +139,4 @@ def _self_agreement(ax: object, frame: pd.DataFrame, place: Mapping[str, int]) -
     own = own[~own.index.isin(JOINED)]
     if len(own):
         own = own.rename(index=place).sort_index()
-        ax.plot(own.index, own, color="#9aa0a6", linewidth=3, alpha=0.45, zorder=0)  # type: ignore[attr-defined]
+        ax.plot(own.index, own, color="#9aa0a6", linewidth=3, alpha=0.45, zorder=0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -141,23 +142,26 @@ class LeNet(Network):
             )
         self.num_classes = num_classes
         filters, last = 5 * width // 2, 14 * width
-        options = {"weight": weight, "scaling": scaling, "surrogate": weight_surrogate}
+        convolution = partial(
+            BinaryConv2d, weight=weight, scaling=scaling, surrogate=weight_surrogate
+        )
+        linear = partial(BinaryLinear, weight=weight, scaling=scaling, surrogate=weight_surrogate)
         self.features = nn.Sequential(
             nn.Conv2d(channels, width, 5, padding=2, bias=False),
             nn.MaxPool2d(2),
             nn.BatchNorm2d(width),
             BinaryActivation(surrogate, activation),
-            BinaryConv2d(width, filters, 5, **options),  # type: ignore[arg-type]
+            convolution(width, filters, 5),
             nn.MaxPool2d(2),
             nn.BatchNorm2d(filters),
             BinaryActivation(surrogate, activation),
         )
         inputs = filters * (height // 4) * (breadth // 4)
         self.classifier = nn.Sequential(
-            BinaryLinear(inputs, 20 * width, **options),  # type: ignore[arg-type]
+            linear(inputs, 20 * width),
             nn.BatchNorm1d(20 * width),
             BinaryActivation(surrogate, activation),
-            BinaryLinear(20 * width, last, **options),  # type: ignore[arg-type]
+            linear(20 * width, last),
             nn.BatchNorm1d(last),
             BinaryActivation(surrogate, activation),
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -300,8 +300,7 @@ class Network:
         else:
             base = {name: self._state.params[name] for name in self._index}
         # what the evaluator asks of a population are its names and shapes, its size and its parts
-        scattered: Any = _Scattered(population, self._index, base)
-        return scattered  # type: ignore[no-any-return]
+        return cast(Population, _Scattered(population, self._index, base))
 
 
 @dataclass(frozen=True)
