@@ -118,7 +118,7 @@ def unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # read by ourselves: a mapped file would change under us when it is replaced
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise FileProblem(
             f"{path} is damaged or no safetensors file ({str(error).rstrip('.')}): no other format "

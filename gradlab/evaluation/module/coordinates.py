@@ -252,7 +252,7 @@ class _Differences:
         self.followed = max(1, (follow + self.moves.overhead * output.nbytes))
         fixed, prefix = line(
             [
-                (count, peak_bytes(lambda: self._kept(inputs[:count])))  # noqa: B023
+                (count, peak_bytes(lambda: self._kept(inputs[:count])))  # noqa: B023 (called at once)
                 for count in (min(2, batch), min(3, batch))
             ]
         )

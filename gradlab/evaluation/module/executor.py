@@ -78,7 +78,7 @@ def _step(graph: ModuleGraph, node: Node, state: State, varying: frozenset[str])
     function = _function(graph, node, state)
     if node.op == "call_method":
         method = str(node.target)
-        function = lambda x, *args, **kwargs: getattr(x, method)(*args, **kwargs)  # noqa: E731
+        function = lambda x, *args, **kwargs: getattr(x, method)(*args, **kwargs)  # noqa: E731 (short)
     if function is None or node.meta.get("clone"):
         return lambda values, _: graph.evaluate(node, values, state)
     if node.kwargs or any(not _is_plain(each) for each in node.args):
