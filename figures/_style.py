@@ -76,6 +76,26 @@ LOCAL_SHADES = [(0.0, "#8be0bb"), (1.0, "#39c68b"), (3.0, "#12644a"), (5.0, "#06
 ROUNDING_SHADES = [(0.0, "#d9b98a"), (3.4, "#6b4a1b")]  # log2 of the samples
 NES_MARKERS = {500: "<", 5_000: ">", 50_000: "d"}
 LOCAL_MARKERS = {1: "p", 2: "P", 8: "X", 20: "H"}
+# Methods with noise: colour, marker and line. Dropout is warm, what prunes is blue or green.
+NOISES = {
+    "none": ("#000000", "s"),
+    "bernoulli": ("#e2300c", "o"),
+    "gaussian_s": ("#f0a03c", "v"),
+    "gaussian_w": ("#8a1d12", "^"),
+    "variational_a": ("#d184c8", "D", "nes"),
+    "variational_b": ("#672bab", "*", "nes"),
+    "sparse_a": ("#8cc0e6", "<", "local"),
+    "sparse": ("#1f5fc0", ">", "local"),
+    "hierarchical_a": ("#7fd6ae", "p", "local"),
+    "hierarchical": ("#12644a", "P", "local"),
+    "ard": ("#12644a", "P", "local"),
+    "concrete": ("#e3b015", "h", "nes"),
+    "l0": ("#5aa3a8", "X", "local"),
+    "normal_jeffreys": ("#4d5b66", "8", "local"),
+    "bayes_by_backprop": ("#b0487f", "d", "nes"),
+    "bernoulli_weights": ("#8c7853", "H"),
+    "bayes_binn": ("#3d2f1e", "h"),
+}
 SPARE_COLOURS = ("#8c7853", "#4d5b66", "#5aa3a8", "#b08a3e", "#9a8fbf", "#7a4b3a")
 SPARE_MARKERS = ("8", "h", "p", "H", "P", "X")
 
@@ -128,6 +148,8 @@ def style(estimator: str, surrogate: object = None, population: object = None,
     if family == "rounding":
         marker = "hpH8"[int(np.log2(max(1.0, visits if visits > 0 else 1.0))) % 4]
         return Style(shade(np.log2(max(1.0, visits)), ROUNDING_SHADES), marker, "local")
+    if str(estimator) in NOISES:
+        return Style(*NOISES[str(estimator)])
     name = str(surrogate).partition("(")[0]
     if family == "ste" and name in STE:
         return STE[name]

@@ -7,6 +7,7 @@ grey line.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from . import _layout, _notes, _style
 TABLES = ("gradient_quality",)
 BY = ["reference", "condition", "method", "depth_index"]
 GREY = "#9aa0a6"
+MOST_BANDS = 8  # with more problems bands get longer
+HIGHEST = 20.0  # inches of all panels
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,13 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         for condition in columns.conditions(frame)
         if len(_style.pick(frame, reference=reference, condition=condition))
     ]
-    bands = _layout.bands(len(panels), len(kinds))
+    bands = _layout.bands(len(panels), len(kinds), most=4 * -(-len(panels) // (4 * MOST_BANDS)))
+    high = min(2.1, HIGHEST / bands.height)
     few = bool((kinds[0].means["n"] < summaries.LEAST_INITS).all())
 
     with _style.theme():
         figure, axes = _style.panels(
-            bands.height, bands.across, width=2.5, height=2.1,
+            bands.height, bands.across, width=2.5, height=high,
             extra=_style.legend_width([*looks, "the reference"]), sharex=True,
         )  # fmt: skip
         for problem, (reference, condition) in enumerate(panels):
@@ -87,7 +91,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                             _style.dots(ax, one["depth_index"], one[kind.value], look)
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
                 if problem % bands.across == 0:
-                    ax.set_ylabel(kind.words)
+                    ax.set_ylabel(textwrap.fill(kind.words, int(12 * high)))
                 if bands.lowest(problem, row):
                     ax.set_xlabel("layer, from input to output")
                     ax.tick_params(labelbottom=True)

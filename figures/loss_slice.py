@@ -2,12 +2,14 @@
 
 Moving one latent weight changes the loss in steps: each is a sign that flips somewhere. Its true
 derivative is zero almost everywhere; the straight lines are what each estimator calls the slope.
-The change of the loss is drawn, so that panels compare; a faint line is the same slice on an
-unseen batch.
+Where a study slices along straight-through gradients, the weights of a layer move together, along
+the direction of the hardtanh STE, which expects the loss to rise to the right. The change of the
+loss is drawn, so that panels compare; a faint line is the same slice on an unseen batch.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,6 +25,13 @@ from . import _layout, _notes, _style
 
 TABLES = ("loss_slice", "loss_slice_slopes")
 GREY = "#9aa0a6"
+LONGEST = 34  # characters that stand beside one panel
+# What a slice goes along: in a title, under an axis, and in the note.
+LINES = {
+    "coordinate": ("one weight", "change of one weight", "One weight of one network"),
+    "ste": ("an STE gradient", "distance along the STE gradient", "One layer of one network"),
+}
+BOTH = ("a line", "offset along the line", "One line of one network")
 
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
@@ -39,6 +48,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     slices, slopes = named(slices), named(slopes)
     looks = _style.styles(slopes)
     rows, across = order(slices)
+    line, offset, one = words(slices)
     drawn: list[pd.DataFrame] = []
     places: dict[tuple[int, int], str] = {}
     cut = False
@@ -64,17 +74,18 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             if place[0] == 0:
                 axes[place].set_title(keys["column"], loc="left")
             if place[0] == len(rows) - 1:
-                axes[place].set_xlabel("change of one weight")
+                axes[place].set_xlabel(offset)
         for row, name in enumerate(rows):
+            name = textwrap.fill(name, LONGEST)
             axes[row, 0].set_ylabel(f"{name}\nchange of the loss".lstrip(), linespacing=1.5)
         _layout.blank(axes, places)
         _style.legend_entries(axes[0, -1], looks, looks)
         _style.side_legend(axes[0, -1], order=looks)
-        _style.title(figure, "The loss along one weight, and what estimators call its slope")
+        _style.title(figure, f"The loss along {line}, and what estimators call its slope")
         many = slices.groupby(["row", "column"])["coordinate"].nunique().max() > 1
         notes = [
             _notes.problem_note(slices),
-            "One weight of one network per panel, the first that was measured"
+            f"{one} per panel, the first that was measured"
             f"{'; the others stand in the table' if many else ''}: no intervals.",
             "Lines that end at a border are steeper than their panel." if cut else "",
         ]
@@ -94,6 +105,12 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
         chosen = frame["layers"].map(layers_words)
         titles = titles.where(titles == chosen, chosen + " (" + titles + ")")
     return frame.assign(column=across, row=titles.where(apart == "", apart + ", " + titles))
+
+
+def words(frame: pd.DataFrame) -> tuple[str, str, str]:
+    """What the slices go along, as :data:`LINES` says it; tables without a word have weights."""
+    known = frame["along"].fillna("coordinate").unique() if "along" in frame else ["coordinate"]
+    return LINES[known[0]] if len(known) == 1 else BOTH
 
 
 def order(frame: pd.DataFrame) -> tuple[list[str], list[str]]:

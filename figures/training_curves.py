@@ -1,7 +1,8 @@
 """Loss and accuracy of training runs by epoch, one colour for each configuration.
 
 Solid lines are the images that are evaluated after every epoch, thin dashed ones the training set
-as it was optimized, augmentation included. Runs that differ only in their init are averaged.
+as it was optimized, augmentation included. Runs that differ only in their init are averaged. With
+noise on the weights, evaluated images see the mean weights and training images the noise.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     frame = runs.annotated(tables["training"], tables.get("training_result"))
     if frame[["train_loss", "val_loss"]].isna().all(axis=None):
         raise ValueError("no epoch has a finite loss.")
+    noisy = "train_nll" in frame and frame["train_nll"].notna().any()
+    if noisy:  # what is optimized has a KL term too, which is no cross-entropy
+        frame["train_loss"] = frame["train_nll"]
     replicates = [c for c in columns.REPLICATES if c in frame]
     if frame.duplicated(["condition", "method", "epoch", *replicates]).any():
         raise ValueError("the table 'training' has several rows for one epoch of one run.")
@@ -77,6 +81,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         notes = [
             _notes.problem_note(frame),
             _notes.interval_note(drawn, seeds=False),
+            "The loss of training images is without the KL term." if noisy else "",
             "Curves end where a run diverged." if (drawn["missing"] > 0).any() else "",
         ]
         return _style.finish(figure, drawn, notes)

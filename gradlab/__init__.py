@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         studies,
         sweep,
         training,
+        variational,
     )
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "studies",
     "sweep",
     "training",
+    "variational",
 ]
 
 

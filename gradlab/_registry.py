@@ -47,7 +47,10 @@ class Registry(Generic[T]):
         """A decorator that makes a class or function creatable under ``name``."""
 
         def keep(factory: Factory) -> Factory:
-            if name in self._factories:
+            before = self._factories.get(name)
+            # A module that is imported a second time, as pytest does for doctests, is no clash.
+            again = before is not factory and _origin(before) == _origin(factory)
+            if before is not None and not again:
                 raise ValueError(f"{self.kind} '{name}' is registered twice: choose another name.")
             self._factories[name] = factory
             return factory
@@ -113,6 +116,10 @@ class Registry(Generic[T]):
             found = entry_points(group=self.group) if self.group is not None else ()
             self._plugins = {point.name: point for point in found}
         return self._plugins
+
+
+def _origin(factory: Callable[..., Any] | None) -> tuple[str | None, str | None]:
+    return getattr(factory, "__module__", None), getattr(factory, "__qualname__", None)
 
 
 def _load(plugin: EntryPoint, kind: str) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -30,7 +30,7 @@ from gradlab.cli.common import (
 
 if TYPE_CHECKING:
     from gradlab.sweep.plan import Group
-    from gradlab.sweep.run import Summary
+    from gradlab.sweep.run import Backend, Summary
 
 
 @app.command(epilog="Example: gradlab run quickstart seed=1 'objective.num_dim=[2,4]' -j 2")
@@ -56,7 +56,8 @@ def run(
     checked = sweep.read_spec(spec, overrides or ())
 
     def work() -> Summary:
-        summary = sweep.run(checked, results, jobs=jobs, backend=backend, scheduler=scheduler)  # type: ignore[arg-type]
+        chosen = cast("Backend", backend)
+        summary = sweep.run(checked, results, jobs=jobs, backend=chosen, scheduler=scheduler)
         if summary.ran and checked.objective.get("name") == "teacher_student":
             _tell_path(checked.objective.get("device", "cpu"))
         return summary

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from gradlab._registry import unknown
+from gradlab.cli import variational
 from gradlab.cli.common import (
     RESULTS,
     Json,
@@ -26,8 +27,6 @@ from gradlab.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-
     from gradlab.training import Moment, TrainingResult
 
 FIGURE = "learning_curve"
@@ -102,8 +101,20 @@ def _print_result(result: TrainingResult) -> None:
     for key, words in (("test", "test"), ("ema_test", "test, averaged weights")):
         if key in final:
             rows.append([words, *_shown(final[key]["loss"], final[key]["accuracy"]), "at the end"])
+    rows += _noise_rows(final)
     print_table(["images", "loss", "accuracy", "of"], rows, left=1)
+    if final.get("compression"):
+        tell(f"{final['last']['compression']:.1f} times fewer weights: see layers.csv.")
     tell(f"weights: {result.weights}")
+
+
+def _noise_rows(final: dict[str, Any]) -> list[list[str]]:
+    """The predictions at the end, by how they were made."""
+    rows = []
+    for kind, found in final.get("predictions", {}).items():
+        numbers = _shown(found["negative_log_likelihood"], found["accuracy"])
+        rows.append([variational.words(kind, found), *numbers, "at the end"])
+    return rows
 
 
 def _shown(loss: float | None, accuracy: float | None) -> list[str]:
@@ -156,6 +167,17 @@ def evaluate(
         str, typer.Option(metavar="SPLIT", help="test, train or validation.")
     ] = "test",
     ema: Ema = False,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Draws that a noisy network's prediction averages.")
+    ] = 10,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Another data set, to be told apart by a noisy network.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
     results: Results = RESULTS,
     as_json: Json = False,
@@ -191,6 +213,10 @@ def evaluate(
     if known:  # the normalization belongs to the network
         loaded = replace(loaded, mean=tuple(known["mean"]), std=tuple(known["std"]))
     found = training.evaluate(model.to(chosen), loaded, details=True)
+    if against is not None:
+        variational.require_noise(facts, "--against")
+    if facts.get("variational"):
+        found |= variational.uncertainty(model, loaded, samples, against)
     if as_json:
         print_json({"weights": str(place), "data": name, "split": split, **found})
         return
@@ -201,6 +227,8 @@ def evaluate(
     typer.echo(f"{name} ({split}), {found['examples']:,} images: accuracy {found['accuracy']:.4f}, "
                f"loss {found['loss']:.4f}, calibration error "
                f"{found['calibration_error']:.4f}.")  # fmt: skip
+    if "predictions" in found:
+        variational.print_uncertainty(found)
 
 
 @app.command(epilog="Example: gradlab predict results/mnist_mlp digit.png")
@@ -210,19 +238,32 @@ def predict(
         list[Path], typer.Argument(metavar="INPUT", help="Pictures, or .npy or .npz files.")
     ],
     ema: Ema = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="Average so many draws of the noise [default: mean weights].",
+        ),
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row per image.")] = False,
     results: Results = RESULTS,
     as_json: Json = False,
 ) -> None:
     """Classify images with trained weights."""
     from gradlab import training
+    from gradlab.training import uncertainty
     from gradlab.training.images import read_images
 
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other: give one of them.")
     model, facts = training.build(weights_of(run, results), ema=ema)
     images = read_images(inputs, facts)
-    probabilities = training.predict(model, images.data).tolist()
+    if samples is None:
+        probabilities = training.predict(model, images.data).tolist()
+    else:
+        variational.require_noise(facts, "--samples")
+        probabilities = uncertainty.probabilities(model, images.data, samples).mean(0).tolist()
     classes = images.data.classes
     found = []
     for source, index, row in zip(images.sources, images.indices, probabilities, strict=True):
@@ -274,12 +315,14 @@ class Display:
     """
 
     def __init__(self, epochs: int, stream: TextIO | None = None) -> None:
+        from gradlab.sweep.progress import bar
+
         self.stream = stream or sys.stderr
         self.epochs = epochs
         self.last: Moment | None = None
         self.row: dict[str, Any] | None = None
         self._began: tuple[float, float] | None = None  # when, and at which epoch
-        self._bar = _bar(self) if self.stream.isatty() else None
+        self._bar = bar(self.words, self.stream) if self.stream.isatty() else None
 
     def __enter__(self) -> Display:
         if self._bar is not None:
@@ -340,21 +383,3 @@ class Display:
         if done <= first:
             return None
         return (now - started) / (done - first) * (self.epochs - done)
-
-
-def _bar(display: Display) -> Bar:
-    from rich import progress as rich
-    from rich.console import Console
-    from rich.text import Text
-
-    class Words(rich.ProgressColumn):
-        def render(self, task: rich.Task) -> Text:
-            return Text(display.words())
-
-    return rich.Progress(
-        rich.BarColumn(bar_width=20),
-        rich.TextColumn("{task.percentage:>3.0f} %"),
-        Words(),
-        console=Console(file=display.stream),
-        refresh_per_second=4,
-    )

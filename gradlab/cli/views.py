@@ -94,8 +94,9 @@ def report(study: StudyArgument, results: Results = RESULTS) -> None:
 @app.command("list", epilog="Example: gradlab list estimators")
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="KIND", show_default=False,
-                                        help="estimators, surrogates, objectives, models, "
-                                             "data, studies, sweeps, trainings or figures.")],
+                                        help="estimators, methods, surrogates, objectives, "
+                                             "models, data, studies, sweeps, trainings or "
+                                             "figures.")],
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """List what a spec can name, with options and defaults."""
@@ -126,6 +127,7 @@ def _listing(kind: str) -> dict[str, dict[str, Any]]:
     homes = {
         "data": "gradlab.data",
         "estimators": "gradlab.estimators",
+        "methods": "gradlab.variational",
         "surrogates": "gradlab.binary.surrogates",
         "objectives": "gradlab.objectives",
         "models": "gradlab.models",

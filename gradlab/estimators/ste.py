@@ -58,7 +58,10 @@ def surrogate_label(choice: Choice) -> str:
     'hardtanh(threshold=0.5)'
     """
     name, options = name_and_options(choice)
-    inside = ", ".join(f"{key}={value:g}" for key, value in sorted(options.items()))
+    inside = ", ".join(
+        f"{key}={value}" if isinstance(value, str) else f"{key}={value:g}"
+        for key, value in sorted(options.items())
+    )
     return f"{name}({inside})" if inside else name
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,8 @@ class XNORResNet18(Network):
         for stage, times in enumerate(_STAGES):
             for number in range(2):
                 halve = stage > 0 and number == 0
-                cells.append(cell(channels, width * times, halve, convolution, quantize))
+                parts = _Parts(channels, width * times, halve, convolution, quantize)
+                cells.append(cell(parts))
                 channels = width * times
         self.cells = nn.Sequential(*cells)
         self.head = nn.Linear(channels, num_classes)
@@ -117,18 +119,35 @@ class XNORResNet18(Network):
         return logits
 
 
+class _Parts(NamedTuple):
+    """What a cell, or an op of one, is made of.
+
+    Attributes:
+        inputs: channels that it takes.
+        outputs: channels that it gives.
+        halve: whether its stride is 2.
+        convolution: makes a binary convolution of inputs, outputs and stride.
+        quantize: makes an activation.
+    """
+
+    inputs: int
+    outputs: int
+    halve: bool
+    convolution: partial[BinaryConv2d]
+    quantize: partial[BinaryActivation]
+
+    def widen(self, stride: int) -> tuple[nn.Module, nn.Module]:
+        """A full-precision 1 × 1 convolution and BatchNorm, for shortcuts between stages."""
+        pointwise = nn.Conv2d(self.inputs, self.outputs, 1, stride, bias=False)
+        return pointwise, nn.BatchNorm2d(self.outputs)
+
+
 class _XNOROp(nn.Module):
     """BatchNorm, sign, convolution, plus a shortcut from behind BatchNorm, and ReLU."""
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        halve: bool,
-        convolution: partial[BinaryConv2d],
-        quantize: partial[BinaryActivation],
-    ) -> None:
+    def __init__(self, parts: _Parts) -> None:
         super().__init__()
+        inputs, outputs, halve, convolution, quantize = parts
         self.norm = nn.BatchNorm2d(inputs)
         self.sign = quantize()
         self.halve = halve
@@ -153,22 +172,13 @@ class _XNOROp(nn.Module):
 class _XNORCell(nn.Module):
     """Two ops, with a skip connection around each."""
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        halve: bool,
-        convolution: partial[BinaryConv2d],
-        quantize: partial[BinaryActivation],
-    ) -> None:
+    def __init__(self, parts: _Parts) -> None:
         super().__init__()
-        self.first = _XNOROp(inputs, outputs, halve, convolution, quantize)
-        self.second = _XNOROp(outputs, outputs, False, convolution, quantize)
+        self.first = _XNOROp(parts)
+        self.second = _XNOROp(parts._replace(inputs=parts.outputs, halve=False))
         self.skip: nn.Module = nn.Identity()
-        if halve:
-            self.skip = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-            )
+        if parts.halve:
+            self.skip = nn.Sequential(*parts.widen(stride=2), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, H, W)`` to ``(B, outputs, H', W')``."""
@@ -182,26 +192,19 @@ class _TwoConvolutions(nn.Module):
 
     pooled = False
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        halve: bool,
-        convolution: partial[BinaryConv2d],
-        quantize: partial[BinaryActivation],
-    ) -> None:
+    def __init__(self, parts: _Parts) -> None:
         super().__init__()
+        inputs, outputs, halve, convolution, quantize = parts
         self.sign1, self.sign2 = quantize(), quantize()
         self.convolution1 = convolution(inputs, outputs, stride=2 if halve else 1)
         self.norm1 = nn.BatchNorm2d(outputs)
         self.convolution2 = convolution(outputs, outputs)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
-        if halve:
-            halved = [nn.AvgPool2d(2)] if self.pooled else []
-            stride = 1 if self.pooled else 2
-            narrow = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(*halved, narrow, nn.BatchNorm2d(outputs))
+        if halve and self.pooled:
+            self.shortcut = nn.Sequential(nn.AvgPool2d(2), *parts.widen(stride=1))
+        elif halve:
+            self.shortcut = nn.Sequential(*parts.widen(stride=2))
 
 
 class _BiRealCell(_TwoConvolutions):

@@ -19,17 +19,20 @@ from torch import Tensor, nn
 from gradlab._registry import unknown
 from gradlab.binary import sign
 from gradlab.evaluation import coordinates
-from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp import MLPEvaluator
 from gradlab.evaluation.module.coordinates import module_differences
 from gradlab.evaluation.module.evaluator import ModuleEvaluator
-from gradlab.evaluation.module.footprint import Footprint
 from gradlab.evaluation.module.noisy import NoisyPasses
 from gradlab.evaluation.module.program import LossFunction, cross_entropy
 from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import BinarizedMLP
+from gradlab.objectives.backpropagation import (
+    affordable_examples,
+    blocked_gradient,
+    draws,
+    module_gradient,
+)
 from gradlab.objectives.base import check_params, check_seed
-from gradlab.objectives.surrogate_mode import surrogate_derivatives
 
 _STUDENT = 2  # the stream that TeacherStudent's students come from, too
 
@@ -44,9 +47,7 @@ class _Network(Protocol):
     def initial_params(self, seed: int) -> Params:
         """A starting point."""
 
-    def surrogate_gradient(
-        self, params: Params, surrogate: Any, weight_surrogate: Any, drawn: bool
-    ) -> Params:
+    def surrogate_gradient(self, params: Params, surrogate: Any, weight_surrogate: Any) -> Params:
         """Backpropagation."""
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
@@ -202,9 +203,7 @@ class Classification:
             weight_surrogate: derivative of the sign of a weight, if that is to be another.
         """
         check_params(params, self._shapes)
-        # a surrogate that draws sees the batch whole: its scale may be the extremes of the batch
-        drawn = hasattr(surrogate, "draw") or hasattr(weight_surrogate, "draw")
-        return self._network.surrogate_gradient(params, surrogate, weight_surrogate, drawn)
+        return self._network.surrogate_gradient(params, surrogate, weight_surrogate)
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         """Loss differences over ±epsilon of every weight, float64, re-evaluating what changes."""
@@ -274,35 +273,11 @@ class _Module:
                     reset()
         return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
-    def surrogate_gradient(
-        self, params: Params, surrogate: Any, weight_surrogate: Any, drawn: bool
-    ) -> Params:
-        evaluator, program = self.evaluator, self.evaluator.program
-        inputs, targets = evaluator.inputs, evaluator.targets
-        leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
-        total = {name: torch.zeros_like(w) for name, w in params.items()}
-        size = len(inputs)
-        block = size
-        if not (drawn or evaluator.couples):
-            few = min(2, size)
-            with Footprint() as footprint, torch.no_grad():
-                program.whole(inputs[:few], program.params)
-            # what the backward pass keeps, and as much again for the gradients on their way
-            block = max(1, evaluator.memory_bytes * few // (2 * max(1, footprint.total)))
-        for a, b in pop.chunks(size, block):
-            with (
-                torch.enable_grad(),
-                surrogate_derivatives(surrogate, weight_surrogate, leaves.values()),
-            ):
-                outputs = program.whole(inputs[a:b], leaves)
-                loss = program.loss(outputs, targets[a:b]).sum() / size
-            if not loss.requires_grad:
-                continue
-            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            for name, gradient in zip(leaves, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
-        return total
+    def surrogate_gradient(self, params: Params, surrogate: Any, weight_surrogate: Any) -> Params:
+        evaluator = self.evaluator
+        whole = evaluator.couples or draws(surrogate, weight_surrogate)
+        block = len(evaluator.inputs) if whole else affordable_examples(evaluator, params)
+        return module_gradient(evaluator, params, surrogate, weight_surrogate, block)
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         return module_differences(self.evaluator, params, epsilon)
@@ -342,21 +317,19 @@ class _MLP:
         params = self.model.initial_params(torch.Generator().manual_seed(_stream(seed)))
         return {name: w.to(self.evaluator.inputs.device) for name, w in params.items()}
 
-    def surrogate_gradient(
-        self, params: Params, surrogate: Any, weight_surrogate: Any, drawn: bool
-    ) -> Params:
+    def surrogate_gradient(self, params: Params, surrogate: Any, weight_surrogate: Any) -> Params:
         inputs, targets = self.evaluator.inputs, self.evaluator.targets
-        leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
-        total = {name: torch.zeros_like(w) for name, w in params.items()}
         size = len(inputs)
-        block = size if drawn else max(1024, 2**18 // self.model.num_dim)
-        for a, b in pop.chunks(size, block):
-            outputs = self.model.surrogate_forward(leaves, inputs[a:b], surrogate, weight_surrogate)
-            loss = F.cross_entropy(outputs.double(), targets[a:b], reduction="sum") / size
-            gradients = torch.autograd.grad(loss, list(leaves.values()))
-            for name, gradient in zip(leaves, gradients, strict=True):
-                total[name] += gradient
-        return total
+
+        def loss(leaves: Params, start: int, stop: int) -> Tensor:
+            outputs = self.model.surrogate_forward(
+                leaves, inputs[start:stop], surrogate, weight_surrogate
+            )
+            return F.cross_entropy(outputs.double(), targets[start:stop], reduction="sum") / size
+
+        whole = draws(surrogate, weight_surrogate)
+        block = size if whole else max(1024, 2**18 // self.model.num_dim)
+        return blocked_gradient(params, size, block, loss)
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         inputs, targets = self.evaluator.inputs, self.evaluator.targets

@@ -19,19 +19,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradlab import data
+from gradlab import data, models
+from gradlab._registry import unknown
 from gradlab.binary import surrogates
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.module.coordinates import module_differences
 from gradlab.evaluation.module.evaluator import ModuleEvaluator
-from gradlab.evaluation.module.footprint import Footprint
 from gradlab.evaluation.module.noisy import NoisyPasses
 from gradlab.evaluation.population import GaussianPopulation, LinePopulation, Params, Population
 from gradlab.models.mlp import positive_integer
 from gradlab.objectives import network_state as states
+from gradlab.objectives.backpropagation import affordable_examples, draws, module_gradient
 from gradlab.objectives.base import check_device, check_params, check_seed
 from gradlab.objectives.network_state import Architecture, NetworkState
-from gradlab.objectives.surrogate_mode import surrogate_derivatives
 
 # Options that are handed on to the model where they are given.
 MODEL_OPTIONS = (
@@ -104,6 +104,9 @@ class Network:
     ) -> None:
         given = (width, depth, block, weight, scaling, activation, surrogate, weight_surrogate)
         options = dict(zip(MODEL_OPTIONS, given, strict=True))
+        binarized = [n for n in models.names() if "weight_surrogate" in models.REGISTRY.options(n)]
+        if model not in binarized:
+            raise ValueError(unknown("model", str(model), binarized))
         self.architecture: Architecture = states.architecture(dataset, model, options)
         self.layer_names = states.chosen_layers(self.architecture, layers)
         # of the published number of images; those that are there are counted when they are read
@@ -210,32 +213,16 @@ class Network:
         """
         check_params(params, self._shapes)
         rule = weight_surrogate or surrogates.create("hardtanh")
-        leaves = {n: w.detach().clone().requires_grad_() for n, w in self._put(params).items()}
-        total = {name: torch.zeros_like(w) for name, w in leaves.items()}
-        evaluator, program = self.evaluator, self.evaluator.program
-        size = len(evaluator.inputs)
-        # a surrogate that draws sees the batch whole: its scale may be the extremes of the batch
-        drawn = hasattr(surrogate, "draw") or hasattr(weight_surrogate, "draw")
-        for a, b in pop.chunks(size, size if drawn else self._block):
-            with torch.enable_grad(), surrogate_derivatives(surrogate, rule, leaves.values()):
-                outputs = program.whole(evaluator.inputs[a:b], {**self._state.params, **leaves})
-                loss = program.loss(outputs, evaluator.targets[a:b]).sum() / size
-            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            for name, gradient in zip(leaves, found, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
-        return self._picked(total)
+        block = self.batch_size if draws(surrogate, weight_surrogate) else self._block
+        found = module_gradient(
+            self.evaluator, self._put(params), surrogate, rule, block, self._state.params
+        )
+        return self._picked(found)
 
     @functools.cached_property
     def _block(self) -> int:
         """Examples that are backpropagated at a time."""
-        few = min(2, self.batch_size)
-        program = self.evaluator.program
-        with Footprint() as footprint, torch.no_grad():
-            program.whole(self.evaluator.inputs[:few], self._state.params)
-        # what the backward pass keeps, and as much again for the gradients on their way
-        kept: int = max(1, footprint.total)
-        return max(1, self.evaluator.memory_bytes * few // (2 * kept))
+        return affordable_examples(self.evaluator, self._state.params)
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         """Loss differences over ±epsilon of every weight, float64, re-evaluating what changes."""
@@ -248,13 +235,7 @@ class Network:
     def noisy_passes(
         self, params: Params, names: Sequence[str], sigma: float, noise: str = "weights"
     ) -> NoisyPasses:
-        """Forward passes in which every example has noise of its own on the weights.
-
-        Args:
-            params: one parameter dict.
-            names: which of them are noisy.
-            sigma: standard deviation of the noise.
-            noise: "weights", or "positions", see :mod:`gradlab.evaluation.module.noisy`.
+        """Forward passes with noise of every example's own, as those of :class:`Classification`.
 
         Raises:
             ValueError: parameters are single coordinates, whose noise is not that of a layer.

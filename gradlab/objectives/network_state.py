@@ -33,8 +33,9 @@ HELD_OUT = 2**30
 CALIBRATION = 1024
 """Images from which a fresh network gets the statistics of its BatchNorm layers."""
 
-# Random streams of a seed; 2 is that of students everywhere.
-_BATCH, _STUDENT, _SPLIT, _CALIBRATION, _COORDINATES = 1, 2, 3, 4, 5
+# Random streams of a seed. Its weights are those that a training run of the same seed starts from.
+_WEIGHTS = (0, 0)
+_BATCH, _SPLIT, _CALIBRATION, _COORDINATES = 1, 3, 4, 5
 
 
 def numbers(seed: int, *stream: int) -> np.random.Generator:
@@ -340,8 +341,8 @@ def fresh_network(built: Architecture, found: Dataset, seed: int, device: str) -
 
 
 def initialized(built: Architecture, seed: int) -> models.Network:
-    """A network with the weights that its layers draw for a seed, on the CPU."""
-    state = np.random.SeedSequence(seed, spawn_key=(_STUDENT,)).generate_state(1, np.uint64)
+    """A network with the weights that a training run of this seed starts from, on the CPU."""
+    state = np.random.SeedSequence(seed, spawn_key=_WEIGHTS).generate_state(1, np.uint64)
     with torch.random.fork_rng([]):
         torch.manual_seed(int(state[0] >> np.uint64(1)))
         return built.create()

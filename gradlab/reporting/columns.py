@@ -26,6 +26,7 @@ import pandas as pd
 
 from gradlab.reporting.problems import (
     NETWORK,
+    OF_SOME_MODELS,
     PROBLEM,
     is_network,
     phrase,
@@ -35,6 +36,14 @@ from gradlab.reporting.problems import (
 from gradlab.reporting.wording import listed, word
 
 REPLICATES = ("init", "batch", "repeat")
+PREDICTIONS = {
+    "mean": "mean weights", "sample": "one draw", "monte_carlo": "Monte Carlo", "pruned": "pruned",
+}  # fmt: skip
+"""How a network with noise predicts, in words; ``final_<kind>_<measure>`` is of the last epoch."""
+PREDICTED = (
+    "accuracy", "negative_log_likelihood", "calibration_error", "predictive_entropy",
+    "mutual_information",
+)  # fmt: skip
 NOT_A_SETTING = {
     *REPLICATES, *PROBLEM, *NETWORK, "num_dim", "schema", "study", "seed", "threads", "device",
     "student_training", "hash", "cell", "estimator", "label", "method", "condition", "layer",
@@ -47,23 +56,43 @@ MEASUREMENTS = {
     "reference_split_half_cosine", "gradient_norm", "step_norm", "reference_norm", "depth_index",
     "epoch", "epochs_done", "test_loss", "test_accuracy", "train_loss", "train_accuracy",
     "val_loss", "val_accuracy", "best_val_accuracy", "ema_loss", "ema_accuracy", "flip_ratio",
-    "images_per_second", "coordinate", "offset", "slope", "chord_slope",
+    "images_per_second", "coordinate", "offset", "slope", "chord_slope", "train_nll", "kl",
+    "kl_weight_now", "sample_loss", "sample_accuracy", "pruned_loss", "pruned_accuracy",
+    "compression", "last_val_accuracy", "last_val_loss", "last_sample_accuracy",
+    "last_pruned_accuracy", "last_compression", "best_sample_accuracy", "best_pruned_accuracy",
+    *(f"final_{kind}_{measure}" for kind in PREDICTIONS for measure in PREDICTED),
 }  # fmt: skip
 OPTIONS = {
     "surrogate", "epsilon", "population", "sigma", "fitness", "gradient", "antithetic", "passes",
     "layers", "noise", "condition_last", "baseline", "ridge", "beta", "threshold", "temperature",
     "samples", "sigma_gradient", "weight_surrogate",
+    # of variational methods
+    "p", "side", "mode", "parameterization", "initial", "prior", "prior_sigma", "pi", "sigma1",
+    "sigma2", "initial_mean", "initial_rho", "bias_noise", "groups", "penalty", "droprate_init",
+    "length_scale", "weight_regularizer", "dropout_regularizer", "largest_variance", "prediction",
+    "bayes_by_backprop_estimator", "l0_weight_decay",
 }  # fmt: skip
+LATER = {"evaluation_examples"}
+"""Settings that the first tables have no column for: a row without one says nothing about it."""
 SYMBOLS = {"sigma": "σ", "epsilon": "ε", "beta": "β", "population": "P"}
 SCALES = {"epsilon": 0.1, "sigma": 0.1, "threshold": 1.0}
 """The scales of estimators, with the value that is shown where a figure has room for one."""
 THRESHOLD = re.compile(r"\(threshold=([\d.eE+-]+)\)")
+NOISES = (
+    "none", "bernoulli", "gaussian_s", "gaussian_w", "variational_a", "variational_b", "sparse_a",
+    "sparse", "hierarchical_a", "hierarchical", "ard", "concrete", "l0", "normal_jeffreys",
+    "bayes_by_backprop", "bernoulli_weights", "bayes_binn",
+)  # fmt: skip
+"""Variational methods in the order in which they are listed, among what is no estimator."""
 STE_ORDER = ("hardtanh", "steep", "swish_sign", "polynomial", "identity", "relu")
 
 
 def varying(frame: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Those of ``columns`` that take more than one value (missing counts as a value)."""
-    return [c for c in columns if c in frame and frame[c].nunique(dropna=False) > 1]
+    """Those of ``columns`` that take more than one value.
+
+    Missing counts as a value, but not of settings that came ``LATER``.
+    """
+    return [c for c in columns if c in frame and frame[c].nunique(dropna=c in LATER) > 1]
 
 
 def option_columns(frame: pd.DataFrame) -> list[str]:
@@ -78,7 +107,7 @@ def option_columns(frame: pd.DataFrame) -> list[str]:
         # A network's layers are part of the problem; those of an estimator are named otherwise.
         if column in OPTIONS and not (network and column in NETWORK):
             found.append(column)
-        elif _like_a_setting(frame, column) and "estimator" in frame:
+        elif column not in LATER and _like_a_setting(frame, column) and "estimator" in frame:
             absent = frame[column].isna().groupby(frame["estimator"]).all()
             if absent.any() and not absent.all():
                 found.append(column)
@@ -276,7 +305,8 @@ def conditions_apart_from(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Ser
     groups = frame.groupby(kept, dropna=False, sort=False)
     first = frame.assign(_group=groups.ngroup()).drop_duplicates("_group").set_index("_group")
     network = is_network(frame)
-    names = {group: ", ".join(phrase(c, row[c], network) for c in kept)
+    names = {group: ", ".join(phrase(c, row[c], network) for c in kept
+                              if c not in OF_SOME_MODELS or pd.notna(row[c]))
              for group, row in first.iterrows()}  # fmt: skip
     return groups.ngroup().map(names)
 
@@ -342,10 +372,12 @@ def methods(frame: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(table.loc[method])
         surrogate = str(row["surrogate"]).partition("(")[0]
         ste = STE_ORDER.index(surrogate) if surrogate in STE_ORDER else len(STE_ORDER)
+        name = str(row["estimator"])
+        noise = NOISES.index(name) if name in NOISES else len(NOISES)
         size = as_float(row["population"])
         natural = [(1, float(p), "") if re.fullmatch(r"[\d.]*\d", p) else (0, 0.0, p)
                    for p in re.split(r"(\d[\d.]*)", method.replace(",", ""))]  # fmt: skip
-        return ranks[row["family"]], ste, 0.0 if math.isnan(size) else size, natural
+        return ranks[row["family"]], noise, ste, 0.0 if math.isnan(size) else size, natural
 
     return table.loc[sorted(table.index, key=position)]
 

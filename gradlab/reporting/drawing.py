@@ -37,6 +37,8 @@ BY_KIND = {
     "gradient_quality": ["gradient_by_depth", "cosine_by_layer", "cosine_by_forward_passes"],
     "trajectory": ["trajectory"],
     "training_run": ["training_curves", "accuracy_by_weight_decay"],
+    "variational_run": ["accuracy_by_method", "training_curves", "sparsity", "error_by_compression",
+                        "log_alpha", "kept_inputs"],
     "loss_slice": ["loss_slice"],
 }  # fmt: skip
 """The figures of each kind of study where its spec names none; those that do not apply are left

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from gradlab.reporting import columns, summaries
+from gradlab.reporting import columns, findings_effects, summaries
 from gradlab.reporting.facets import grid
-from gradlab.reporting.findings import Best, Finding, diverged, effects, learning_rates
+from gradlab.reporting.findings import Finding
+from gradlab.reporting.findings_decrease import Best, diverged, learning_rates
 from gradlab.reporting.wording import begin, count, interval, listed, number, percent, sample
 
 MOST = 6  # cases that a sentence names
@@ -37,7 +38,7 @@ def loss_decrease(frame: pd.DataFrame) -> list[Finding]:
         found.append(Finding("Which scale", f"Unless a finding names a scale it is about {scale}."))
     cases, states = _by_state(best, "step")
     found += [*states, *_switch(best, cases, "step"), *_unseen(best, cases)]
-    found += effects(frame)
+    found += findings_effects.write(frame)
     found += learning_rates(best)
     found += diverged(frame)
     return found

@@ -1,4 +1,4 @@
-"""Findings of a loss-slice study: whether estimators know which way is down along one weight."""
+"""Findings of a loss-slice study: whether estimators know which way is down along a line."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ def slopes(table: pd.DataFrame) -> list[Finding]:
     known = known[known["chord_slope"] != 0]  # a flat slice has no way down
     if known.empty:
         return []
+    ways = known["along"].unique() if "along" in known else ["coordinate"]
+    lead = {("coordinate",): "Slope along one weight", ("ste",): "Slope along an STE gradient"}.get(
+        tuple(ways), "Slope along a line"
+    )
     found = []
     students = list(known["student"].unique()) if "student" in known else [None]
     several = len(students) > 1
@@ -37,9 +41,9 @@ def slopes(table: pd.DataFrame) -> list[Finding]:
                  for method in columns.methods(frame).index if method in shares.index]  # fmt: skip
         inits = rows["init"].nunique() if "init" in rows else 1
         where = f" ({phrase('student', student, network=True)})" if several else ""
-        found.append(Finding("Slope along one weight", (
+        found.append(Finding(lead, (
             f"The slope has the sign of the loss difference between the ends of the slice{where} "
-            f"for {listed(parts)}; {sample(inits)}, and the weights of one network are not "
+            f"for {listed(parts)}; {sample(inits)}, and the slices of one network are not "
             "independent."
         )))  # fmt: skip
     return found

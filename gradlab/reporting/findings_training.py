@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradlab.reporting import columns, published, runs, summaries
+from gradlab.reporting import columns, noise, published, runs, summaries
 from gradlab.reporting.findings import Finding
 from gradlab.reporting.problems import position
 from gradlab.reporting.wording import count, interval, listed, sample
@@ -22,6 +22,8 @@ def training_result(table: pd.DataFrame) -> list[Finding]:
     frame = runs.annotated(table)
     if frame["val_accuracy"].isna().all():
         return [Finding("Nothing to compare", "Every training run diverged.")]
+    if noise.is_noisy(table):  # its findings are those of findings_variational
+        return _diverged(frame)
     return [
         *_best(frame),
         *_weight_decay(frame),

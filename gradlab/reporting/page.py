@@ -200,8 +200,9 @@ def _what_was_run(study: StoredStudy) -> list[tuple[str, str]]:
     rows = [("study", study.kind.replace("_", " "))]
     rows += [(key, _words(spec[key])) for key in ("objective", "student", "settings")
              if spec.get(key)]  # fmt: skip
-    estimators = "; ".join(_words(entry) for entry in spec.get("estimators") or [])
-    rows += [("estimators", estimators)] if estimators else []
+    for key in ("estimators", "methods"):
+        entries = "; ".join(_words(entry) for entry in spec.get(key) or [])
+        rows += [(key, entries)] if entries else []
     counts = ("inits", "batches", "seed", "threads")
     return rows + [(key, str(spec[key])) for key in counts if key in spec]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from gradlab.reporting import published
+from gradlab.reporting import noise, published
+from gradlab.reporting.columns import PREDICTIONS
 from gradlab.reporting.layers import JOINED, depths, layer_order, layer_title, spread, tick_names
 from gradlab.reporting.wording import cosine, interval, lr, number, word
 
@@ -20,6 +21,18 @@ TRAINED = {
     "test_accuracy": "test accuracy", "best_val_accuracy": "best epoch",
     "ema_accuracy": "averaged weights", "epochs": "epochs", "seconds": "seconds",
 }  # fmt: skip
+
+
+FINALS = {noise.final(kind): words for kind, words in PREDICTIONS.items()}
+NOISY = {
+    **FINALS, "last_compression": "compression",
+    noise.final("mean", "negative_log_likelihood"): "NLL, mean weights",
+    noise.final("monte_carlo", "negative_log_likelihood"): "NLL, Monte Carlo",
+    noise.final("mean", "calibration_error"): "calibration error, mean weights",
+    noise.final("monte_carlo", "calibration_error"): "calibration error, Monte Carlo",
+    "train_accuracy": "train accuracy", "epochs": "epochs", "seconds": "seconds",
+}  # fmt: skip
+"""The columns of networks with noise, judged after their last epoch."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,8 @@ def grids(summary: Mapping[str, pd.DataFrame]) -> list[Grid]:
         "gradient_quality": _gradient_quality,
         "trajectory": _trajectory,
         "training_result": _training_result,
+        "layer_sparsity": _layer_sparsity,
+        "published_ranking": _ranking,
     }
     present = [(make, summary[name]) for name, make in makers.items() if name in summary]
     # A table of networks has no num_dim: the same code takes none for a single one.
@@ -87,9 +102,9 @@ def _ci(mean: float, low: float, high: float, show: Callable[[float], str] = num
     return Entry(entry.text + ci, entry.sort, style)
 
 
-def _keys(frame: pd.DataFrame) -> list[tuple[str, str, bool]]:
+def _keys(frame: pd.DataFrame, compared: str = "estimator") -> list[tuple[str, str, bool]]:
     """The key columns worth showing: (column, heading, is it a number)."""
-    found = [("method", "estimator", False)]
+    found = [("method", compared, False)]
     if frame["num_dim"].max() > 0:
         found.insert(0, ("num_dim", "num_dim", True))
     if frame["condition"].nunique() > 1:
@@ -229,17 +244,19 @@ def _trajectory(frame: pd.DataFrame) -> list[Grid]:
 
 def _training_result(frame: pd.DataFrame) -> list[Grid]:
     """One row per configuration that was trained."""
-    keys = _keys(frame)
-    shown = [(c, heading) for c, heading in TRAINED.items() if c in frame]
+    noisy = noise.is_noisy(frame)
+    keys = _keys(frame, "method" if noisy else "estimator")
+    shown = [(c, heading) for c, heading in (NOISY if noisy else TRAINED).items() if c in frame]
     header = [(heading, numeric) for _, heading, numeric in keys]
     header += [(heading, True) for _, heading in shown] + [("diverged", True), ("n", True)]
-    top = frame["val_accuracy"].max()
+    ranked = [*FINALS] if noisy else ["val_accuracy"]
+    top = {column: frame[column].max() for column in ranked if column in frame}
     rows = []
     for row in frame.to_dict("records"):
         entries = _key_entries(row, keys)
         for column, _ in shown:
             show = _share if column.endswith("accuracy") else number
-            best = "best" if column == "val_accuracy" and row[column] == top else ""
+            best = "best" if row[column] == top.get(column) else ""
             low, high = row.get(f"{column}_low", math.nan), row.get(f"{column}_high", math.nan)
             entries.append(_ci(row[column], low, high, show, best))
         rows.append([*entries, _num(row["diverged"], word), _num(row["n"], word)])
@@ -248,7 +265,75 @@ def _training_result(frame: pd.DataFrame) -> list[Grid]:
         "their 95 % bootstrap CI. The best epoch is picked by its luck on the evaluated images; "
         "bold: the highest mean."
     )
+    if noisy:
+        note = (
+            "The network of the last epoch, judged in different ways: accuracies in percent by its "
+            "mean weights, by one draw of the noise for each image, by the mean prediction of "
+            "several, and by the mean weights that are kept; means over inits with their 95 % "
+            "bootstrap CI; bold: the highest of its column. Compression is all weights over kept "
+            "ones, without biases; NLL is the negative log-likelihood in nats."
+        )
     return [Grid("Trained networks", note, header, rows, len(keys) - 1)]
+
+
+def _layer_sparsity(frame: pd.DataFrame) -> list[Grid]:
+    """One row per method that prunes, its layers side by side; a table for each kind of network."""
+    keys = _keys(frame, "method")
+    names = [column for column, _, _ in keys]
+    networks: dict[tuple[str, ...], list[pd.DataFrame]] = {}
+    for _, group in frame.groupby(names, sort=False):
+        networks.setdefault(tuple(group["layer"]), []).append(group)
+    note = (
+        "Removed weights in percent after the last epoch: mean over inits with its 95 % bootstrap "
+        "CI. Methods that removed nothing anywhere are left out."
+    )
+    found = []
+    for layers, groups in networks.items():
+        chosen = spread(layers, MOST_LAYERS)
+        header = [(heading, numeric) for _, heading, numeric in keys]
+        header += [(_layer_heading(group_layer, groups[0]), True) for group_layer in chosen]
+        header += [("n", True)]
+        rows = []
+        for group in groups:
+            by_layer = {row["layer"]: row for row in group.to_dict("records")}
+            one = next(iter(by_layer.values()))
+            cells = [_ci(by_layer[layer]["sparsity"], by_layer[layer]["low"],
+                         by_layer[layer]["high"], _share) for layer in chosen]  # fmt: skip
+            rows.append([*_key_entries(one, keys), *cells, _num(one["n"], word)])
+        some = f" {len(chosen)} of {len(layers)} layers." if len(chosen) < len(layers) else ""
+        found.append(Grid("Sparsity of each layer", note + some, header, rows, len(keys) - 1))
+    return found
+
+
+def _layer_heading(layer: str, group: pd.DataFrame) -> str:
+    """A layer's name with its number of weights."""
+    weights = group.loc[group["layer"] == layer, "weights"].iloc[0]
+    return f"{noise.layer_name(layer)} ({weights:,.0f})"
+
+
+def _ranking(frame: pd.DataFrame) -> list[Grid]:
+    """The places of published rows, judged by noise and without it: a table for each source."""
+    found = []
+    for source, rows_of in frame.groupby("source", sort=False):
+        header = [("scale", True), ("row", False), ("ours", False), ("published", True)]
+        header += [(PREDICTIONS[kind], True) for kind in noise.JUDGES]
+        header += [("n", True), ("does its place survive?", False)]
+        rows = []
+        for row in rows_of.to_dict("records"):
+            places = [
+                Entry(f"{_share(row[value])} ({word(row[rank])})", -float(row[rank]))
+                for value, rank in [("published", "published_rank"),
+                                    *((f"{k}_accuracy", f"{k}_rank") for k in noise.JUDGES)]
+            ]  # fmt: skip
+            rows.append([_num(row["scale"], word), _word(row["row"]), _word(row["ours"]), *places,
+                         _num(row["n"], word), _word(row["statement"])])  # fmt: skip
+        note = (
+            "Test accuracy after the last epoch in percent, and in brackets the place among the "
+            "rows that were trained here. Published was judged by one draw of the noise. Order "
+            "alone is compared: differences that no interval resolves count like others."
+        )
+        found.append(Grid(f"Does the ranking survive? {source}", note, header, rows, 1))
+    return found
 
 
 def _share(value: float) -> str:

@@ -13,14 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from gradlab.reporting.wording import word
+from gradlab.reporting.wording import count, word
 
 NETWORK = (
-    "dataset", "model", "width", "depth", "block", "weight", "scaling", "activation",
-    "network_surrogate", "network_weight_surrogate", "weights", "batch_size", "layers",
-    "coordinates", "student", "step_layers",
+    "dataset", "model", "width", "scale", "hidden", "filters", "depth", "block", "weight",
+    "scaling", "activation", "network_surrogate", "network_weight_surrogate", "weights",
+    "batch_size", "layers", "coordinates", "student", "step_layers",
 )  # fmt: skip
 """Problem columns of networks, in the order in which a condition names them."""
+OF_SOME_MODELS = ("scale", "hidden", "filters")
+"""Options that only some models have: of one without them there is nothing to say."""
 PROBLEM = (
     "objective", "function", "depth", "activation", "weight", "gain", "batch_size", "student",
     "step_layers",
@@ -34,14 +36,26 @@ DATASETS = {
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST", "uc_merced": "UC Merced",
 }  # fmt: skip
-MODELS = {"xnor_resnet18": "XNOR-ResNet18", "xnor_mlp": "XNOR-MLP", "lenet": "LeNet"}
+MODELS = {
+    "xnor_resnet18": "XNOR-ResNet18", "xnor_mlp": "XNOR-MLP", "lenet": "LeNet",
+    "lenet5_caffe": "LeNet-5-Caffe", "fully_connected": "fully connected network",
+    "conv_net": "ConvNet", "vgg": "VGG", "alexnet": "AlexNet", "three_conv_three_fc": "3conv3fc",
+}  # fmt: skip
 BLOCKS = {"xnor": "XNOR blocks", "bireal": "Bi-Real blocks", "bmxnet": "BMXNet blocks"}
 STATES = {"early": "early in training", "mid": "mid-training"}
+NOISY_LAYERS = {
+    "all": "noise on all layers", "linear": "noise on linear layers",
+    "conv": "noise on convolutions",
+}  # fmt: skip
+LABELLED = {"yes": "shuffled labels", "no": "true labels"}
 MOVED = {"all": "all layers step", "hidden": "hidden layers step", "output": "output layer steps"}
 FORMS = {
     "activation": "{} activations", "weight": "{} weights", "batch_size": "batches of {}",
     "objective": "{}", "function": "{}", "scaling": "{} scaling",
     "epochs": "{} epochs", "train_examples": "{} training images", "learning_rate": "lr {}",
+    "evaluation_examples": "{} evaluated images",
+    "kl_weight": "KL weight {}", "samples": "{} draws a step",
+    "pretrain_epochs": "{} epochs without noise first",
     "network_surrogate": "trained with {}", "network_weight_surrogate": "weights trained with {}",
 }  # fmt: skip
 
@@ -74,6 +88,8 @@ def phrase(column: str, value: Any, network: bool = False) -> str:
     'converged student (500 steps of 1000 examples)'
     >>> phrase("student", "mid", network=True), phrase("layers", "layer 7", network=True)
     ('mid-training', 'layer 7')
+    >>> phrase("hidden", "[300, 100]"), phrase("random_labels", True), phrase("scale", 1.5)
+    ('hidden 300-100', 'shuffled labels', 'scale 1.5')
     """
     words = word(value)
     if column == "student":
@@ -84,8 +100,11 @@ def phrase(column: str, value: Any, network: bool = False) -> str:
     if column == "layers":
         return layers_words(value)
     if column == "coordinates":
-        return "every weight" if words == "–" else f"{words} coordinates of each layer"
-    named = {"step_layers": MOVED, "dataset": DATASETS, "model": MODELS, "block": BLOCKS}
+        return "every weight" if words == "–" else f"{count(value, 'coordinate')} of each layer"
+    if column in ("hidden", "filters"):
+        return f"{column} {'-'.join(re.findall(r'[0-9]+', words)) or 'default'}"
+    named = {"step_layers": MOVED, "dataset": DATASETS, "model": MODELS, "block": BLOCKS,
+             "convert": NOISY_LAYERS, "random_labels": LABELLED}  # fmt: skip
     if column in named and words in named[column]:
         return named[column][words]
     if column == "weights":

@@ -9,7 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from gradlab.reporting import columns, findings_trajectory, published, runs, summaries
+from gradlab.reporting import (
+    columns,
+    findings_trajectory,
+    noise,
+    published,
+    published_ranking,
+    published_variational,
+    runs,
+    summaries,
+)
 from gradlab.reporting.facets import whole_depth, without_num_dim
 from gradlab.reporting.layers import layer_order
 from gradlab.reporting.stored import StoredStudy, load
@@ -50,6 +59,7 @@ def summarize(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "gradient_quality": gradient_quality,
         "trajectory": trajectory,
         "training_result": training_result,
+        "layer_sparsity": layer_sparsity,
     }
     found = {
         name: kind(tables[name])
@@ -64,6 +74,11 @@ def summarize(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         )
         if name in found
     ]
+    results = tables.get("training_result")
+    if results is not None and noise.is_noisy(results):
+        sparsity = tables.get("layer_sparsity")
+        comparisons.append(published_variational.compare(results, sparsity))
+        found["published_ranking"] = published_ranking.ranking(results)
     present = [comparison for comparison in comparisons if not comparison.empty]
     if present:
         found["published"] = pd.concat(present, ignore_index=True)
@@ -104,39 +119,63 @@ def trajectory(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_result(table: pd.DataFrame) -> pd.DataFrame:
-    """Every configuration of a training study: its accuracies and losses over inits."""
+    """Every configuration of a training study: its accuracies and losses over inits.
+
+    With noise also each kind of prediction at the end, and the compression there.
+    """
     frame = runs.annotated(table)
     by = ["condition", "method"]
     summary = frame[by].drop_duplicates()
     n = summaries.over_inits(frame, by, "val_accuracy")[[*by, "n", "missing"]]
-    for value in ("val_accuracy", "train_accuracy", "train_loss", "val_loss"):
-        if value in frame:
+    finals = [noise.final(kind) for kind in noise.kinds(frame)]
+    values = ("val_accuracy", "train_accuracy", "train_loss", "val_loss", *finals,
+              "last_compression")  # fmt: skip
+    for value in values:
+        if value in frame and frame[value].notna().any():
             found = summaries.over_inits(frame, by, value).drop(columns=["n", "missing"])
             names = {"mean": value, "low": f"{value}_low", "high": f"{value}_high"}
             summary = summary.merge(found.rename(columns=names), on=by)
-    more = ["test_accuracy", "best_val_accuracy", "ema_accuracy", "epochs", "seconds"]
+    more = ["test_accuracy", "best_val_accuracy", "ema_accuracy", "last_sample_accuracy",
+            "best_sample_accuracy", "train_nll", "kl"]  # fmt: skip
+    more += [noise.final(kind, measure) for measure in columns.PREDICTED[1:]
+             for kind in noise.kinds(frame, measure)]  # fmt: skip
+    more += ["epochs", "seconds"]
     more = [c for c in more if c in frame and frame[c].notna().any()]
     means = frame.groupby(by, as_index=False)[more].mean()
     summary = summary.merge(means, on=by).merge(n.rename(columns={"missing": "diverged"}), on=by)
     return _sorted(summary, frame)
 
 
-def _sorted(summary: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+def layer_sparsity(table: pd.DataFrame) -> pd.DataFrame:
+    """What is left of every layer after the last epoch, over inits; only of methods that prune."""
+    frame = noise.layers(table)
+    last = noise.last_epoch(frame)
+    kept = noise.prunable(last)
+    if kept.empty:
+        return kept
+    by = [*noise.BY, "place", "layer"]
+    summary = summaries.over_inits(kept, by, "sparsity").rename(columns={"mean": "sparsity"})
+    means = kept.groupby(by, as_index=False)[["weights", "kept"]].mean()
+    summary = summary.drop(columns="missing").merge(means, on=by)
+    return _sorted(summary.sort_values("place", kind="stable"), frame, with_layers=False)
+
+
+def _sorted(summary: pd.DataFrame, frame: pd.DataFrame, with_layers: bool = True) -> pd.DataFrame:
     """Conditions, num_dims, methods and layers in the order in which figures list them."""
     orders: dict[str, list[Any]] = {
         "condition": columns.conditions(frame),
         "method": list(columns.methods(frame).index),
     }
-    if "layer" in summary:
+    if "layer" in summary and with_layers:
         orders["layer"] = layer_order(frame)
     keys = [c for c in ("budget", "reference", "condition", "num_dim", "method", "layer")
-            if c in summary]  # fmt: skip
+            if c in summary and (with_layers or c != "layer")]  # fmt: skip
 
     def rank(column: pd.Series) -> pd.Series:
         order = orders.get(str(column.name))
         return column.map({v: i for i, v in enumerate(order)}) if order else column
 
-    return summary.sort_values(keys, key=rank).reset_index(drop=True)
+    return summary.sort_values(keys, key=rank, kind="stable").reset_index(drop=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -12,17 +12,20 @@ import torch
 
 from gradlab._registry import Registry
 from gradlab.evaluation.population import GaussianPopulation
-from gradlab.studies import cells, networks, students
+from gradlab.studies import cells, networks, students, training_run, variational_run
 from gradlab.studies.base import Cell, Settings, Study
 from gradlab.studies.clock import now
 from gradlab.studies.gradient_quality import GradientQuality
 from gradlab.studies.loss_decrease import LossDecrease
 from gradlab.studies.loss_slice import LossSlice
-from gradlab.studies.training_run import TrainingRun, seconds_per_step
+from gradlab.studies.training_run import TrainingRun
 from gradlab.studies.trajectory import Trajectory
+from gradlab.studies.variational_run import VariationalRun
 
 REGISTRY: Registry[Study] = Registry("study", group="gradlab.studies")
-for _study in (GradientQuality, LossDecrease, LossSlice, TrainingRun, Trajectory):
+for _study in (
+    GradientQuality, LossDecrease, LossSlice, TrainingRun, Trajectory, VariationalRun,
+):  # fmt: skip
     REGISTRY.register(_study.name)(_study)
 
 # Torch, NumPy and pandas in one worker process, measured with /usr/bin/time on Linux.
@@ -57,7 +60,7 @@ def create(name: str) -> Study:
 def bytes_needed(cell: Cell) -> int:
     """About how much memory one worker holds at the most while it measures this cell."""
     objective = cell["objective"]
-    if cells.is_network(cell):
+    if "dataset" in objective:
         return _PROCESS_BYTES + networks.bytes_of(cell)
     width = objective.get("num_dim", 1)
     batch = objective.get("batch_size", 1)
@@ -69,6 +72,12 @@ def bytes_needed(cell: Cell) -> int:
     if objective.get("activation") == "full":
         layers += 8  # its decreases are taken in float64
     return int(_PROCESS_BYTES + _WORKING_BYTES + 4 * batch * width * layers)
+
+
+def seconds_per_step(cell: Cell) -> float:
+    """Seconds of one step of a training run, measured now on images of noise."""
+    study = variational_run if cell["study"] == VariationalRun.name else training_run
+    return training_run.seconds_of_step(study.spec_of(cell))
 
 
 def seconds_per_forward_pass(cell: Cell, members: int = 8) -> float:

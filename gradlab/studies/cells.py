@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradlab import estimators, objectives
+from gradlab import estimators, objectives, variational
 from gradlab.estimators import GradientEstimate
 from gradlab.estimators.ste import surrogate_label
 from gradlab.objectives import Objective
@@ -190,6 +190,12 @@ def key_columns(
     device = objective.pop("device", "cpu")
     if is_network(cell):
         objective = networks.columns_of(objective)
+    elif isinstance(objective.get("model"), dict):
+        # every option of the model is a column
+        model = objective.pop("model")
+        objective |= {
+            ("model" if key == "name" else key): _column(value) for key, value in model.items()
+        }
     problem = {
         "study": cell["study"],
         **objective,
@@ -197,7 +203,7 @@ def key_columns(
         "init": cell["init"],
         "batch": cell["batch"],
         "estimator": name,
-        "label": estimators.label(name, options),
+        "label": label_of(cell, options),
     }
     settings = {k: _column(v) for k, v in cell["settings"].items() if k not in leave_out}
     # An option called like another column is told apart by its estimator (<estimator>_<option>).
@@ -208,6 +214,20 @@ def key_columns(
         if value is not None
     }
     return {**problem, **own, **settings, "device": device}
+
+
+def label_of(cell: Cell, options: Row | None = None) -> str:
+    """The display name of the cell's estimator or variational method.
+
+    Args:
+        cell: the cell.
+        options: others than its own: of its nested populations one.
+    """
+    if options is None:
+        options = {key: value for key, value in cell["estimator"].items() if key != "name"}
+    home: Any = variational if cell.get("study") == "variational_run" else estimators
+    label: str = home.label(cell["estimator"]["name"], options)
+    return label
 
 
 def populations_of(cell: Cell) -> list[int | None]:

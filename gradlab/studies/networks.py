@@ -144,7 +144,9 @@ def require_examples(dataset: str, key: str, examples: int | None, aside: float 
 def _objective(cell: Cell) -> objectives.Network:
     """The cell's objective, of which only the options matter."""
     options = {key: value for key, value in cell["objective"].items() if key != "name"}
-    return objectives.Network(**options)
+    made: Any = objectives.create(cell["objective"]["name"], **options)
+    network: objectives.Network = made
+    return network
 
 
 def shapes_of(cell: Cell) -> dict[str, torch.Size]:
@@ -169,8 +171,8 @@ def bytes_of(cell: Cell) -> int:
     built = _objective(cell).architecture
     weights = sum(shape.numel() for shape in built.shapes.values())
     batch = student.get("batch_size", 0)
-    if cell["study"] == "training_run":
-        batch = objective["batch_size"]
+    if cell["study"] in ("training_run", "variational_run"):
+        batch = objective["batch_size"] * cell["settings"].get("samples", 1)
     step = batch * _bytes_per_image(built.model, json.dumps(built.options, sort_keys=True))
     # once as they are, once in float32 and once in float64 for evaluation, or with Adam's moments
     return int(images + _COPIES * weights + max(step, 2 * _EVALUATION_BYTES))

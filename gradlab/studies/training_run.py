@@ -30,6 +30,7 @@ import torch
 
 from gradlab import data, training
 from gradlab.data import Dataset
+from gradlab.objectives.classifier import named
 from gradlab.objectives.network import MODEL_OPTIONS
 from gradlab.objectives.network_state import require_images
 from gradlab.studies import cells, networks
@@ -50,7 +51,7 @@ class TrainingRunSettings(Settings):
         optimizer: a class of torch.optim in lower case.
         lr: learning rate.
         weight_decay: the optimizer's own.
-        schedule: of the learning rate.
+        schedule: of the learning rate: a name, or a table with options.
         warmup_epochs: of the schedule.
         clip: largest norm of the gradient; 0 for none.
         precision: "float32" or "bfloat16".
@@ -69,7 +70,7 @@ class TrainingRunSettings(Settings):
     optimizer: str = "adam"
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] = 0.0
-    schedule: str = "cosine"
+    schedule: str | dict[str, Any] = "cosine"
     warmup_epochs: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] = 0.0
     clip: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] = 5.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -139,7 +140,7 @@ class TrainingRun:
         text = json.dumps(spec.identity(), sort_keys=True)
         folder = scratch / f"training-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
         key = cells.key_columns(cell, leave_out=("examples", "evaluation_examples"))
-        key |= {"train_examples": cell["settings"]["examples"] or _images(cell)}
+        key["train_examples"], key["evaluation_examples"] = images_of(cell)
         clock = time.perf_counter()
         try:
             result = training.run(spec, folder)
@@ -148,12 +149,12 @@ class TrainingRun:
             epochs, final = diverged.rows, {}
         seconds = time.perf_counter() - clock
         shutil.rmtree(folder, ignore_errors=True)
-        rows: list[Row] = [{**key, **_measured(row)} for row in epochs]
+        rows: list[Row] = [{**key, **measured(row)} for row in epochs]
         best = (final.get("best") or {}).get("val_accuracy") or {}
         outcome: Row = {
             **key,
-            **{name: _number(final.get(name)) for name in _RESULTS},
-            "best_val_accuracy": _number(best.get("val_accuracy")),
+            **{name: optional_number(final.get(name)) for name in _RESULTS},
+            "best_val_accuracy": optional_number(best.get("val_accuracy")),
             "epochs_done": sum(not row["diverged"] for row in epochs),
             "diverged": any(row["diverged"] for row in epochs),
             "seconds": seconds,
@@ -171,12 +172,15 @@ _EPOCH = (
 )  # fmt: skip
 
 
-def _measured(row: Mapping[str, Any]) -> Row:
-    found: Row = {name: _number(row.get(name)) for name in _EPOCH}
+def measured(row: Mapping[str, Any], more: tuple[str, ...] = ()) -> Row:
+    """An epoch's row as it is stored, with further columns that it may have."""
+    present = [name for name in more if name in row]
+    found: Row = {name: optional_number(row.get(name)) for name in (*_EPOCH, *present)}
     return {**found, "epoch": row["epoch"], "step": row["step"], "diverged": row["diverged"]}
 
 
-def _number(value: Any) -> float | None:
+def optional_number(value: Any) -> float | None:
+    """A measurement as it is stored: None where there is none."""
     return None if value is None else number(value)
 
 
@@ -185,16 +189,17 @@ def _surrogate(cell: Cell) -> str | None:
     return choice.get("name") if isinstance(choice, Mapping) else choice
 
 
-def _images(cell: Cell) -> int:
-    """Training images of the data set, less what is set aside."""
-    whole = dict(data.find(cell["objective"]["dataset"]).sizes)["train"]
-    kept: float = whole * (1 - cell["settings"]["validation"])
-    return round(kept)
+def images_of(cell: Cell) -> tuple[int, int]:
+    """Images that are trained on, and those evaluated after every epoch."""
+    sizes, settings = dict(data.find(cell["objective"]["dataset"]).sizes), cell["settings"]
+    kept = round(sizes["train"] * (1 - settings["validation"]))
+    evaluated = sizes["train"] - kept if settings["validation"] else sizes["test"]
+    return settings["examples"] or kept, settings["evaluation_examples"] or evaluated
 
 
 def steps_of(cell: Cell) -> int:
     """How many steps the run takes."""
-    images = cell["settings"]["examples"] or _images(cell)
+    images, _ = images_of(cell)
     return int(cell["settings"]["epochs"] * max(1, images // cell["objective"]["batch_size"]))
 
 
@@ -229,7 +234,10 @@ def spec_of(cell: Cell) -> training.TrainingSpec:
             "lr": settings["lr"],
             "weight_decay": settings["weight_decay"],
         },
-        "schedule": {"name": settings["schedule"], "warmup_epochs": settings["warmup_epochs"]},
+        "schedule": {
+            "warmup_epochs": settings["warmup_epochs"],
+            **named(settings["schedule"], "schedule"),
+        },
         "loop": {
             "epochs": settings["epochs"],
             "batch_size": objective["batch_size"],
@@ -242,10 +250,9 @@ def spec_of(cell: Cell) -> training.TrainingSpec:
     return training.from_dict(raw, source="settings")
 
 
-def seconds_per_step(cell: Cell) -> float:
+def seconds_of_step(spec: training.TrainingSpec) -> float:
     """Seconds of one training step, measured now on images of noise."""
-    spec = spec_of(cell)
-    info = data.find(cell["objective"]["dataset"])
+    info = data.find(spec.data.name)
     batch = spec.loop.batch_size
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch, *info.image_shape), generator=generator)

@@ -51,9 +51,18 @@ def expand(spec: Spec) -> list[Cell]:
         study = studies.create(spec.study)
     except ValueError as error:
         raise spec.error(str(error)) from None
+    kind, given = _kind(study), spec.entries[0]
+    if kind != given:
+        raise spec.error(f"the study {spec.study} compares {kind}: write [[{kind}]] instead of "
+                         f"[[{given}]].")  # fmt: skip
     _check_figures(spec)
     replicates = [range(spec.inits), range(spec.batches)]
-    problems = [_objectives(spec), _students(spec), _settings(spec, study), _estimators(spec)]
+    problems = [
+        _objectives(spec),
+        _students(spec),
+        _settings(spec, study),
+        _estimators(spec, study),
+    ]
     count = spec.inits * spec.batches
     for axis in problems:
         count *= len(axis)
@@ -82,7 +91,7 @@ def _refuse_repeats(spec: Spec, cells: list[Cell]) -> None:
     seen: set[str] = set()
     for cell in cells:
         if cell.hash in seen:
-            raise spec.error(f"two [[estimators]] entries make the same cell "
+            raise spec.error(f"two [[{spec.entries[0]}]] entries make the same cell "
                              f"({title(cell.config)}): remove one of them.")  # fmt: skip
         seen.add(cell.hash)
 
@@ -141,30 +150,38 @@ def _students(spec: Spec) -> list[dict[str, Any]]:
     return found
 
 
-def _estimators(spec: Spec) -> list[dict[str, Any]]:
+def _estimators(spec: Spec, study: Any) -> list[dict[str, Any]]:
+    """The entries of ``[[estimators]]``, or of ``[[methods]]`` where the study compares those."""
     from gradlab import estimators
 
+    registry = getattr(study, "entries", estimators.REGISTRY)
+    kind, entries = spec.entries
     found = []
-    for number, entry in enumerate(spec.estimators, start=1):
-        name = _name(spec, f"[[estimators]] entry {number}", entry, "ste")
-        where = f"estimators.{name}"
+    for number, entry in enumerate(entries, start=1):
+        name = _name(spec, f"[[{kind}]] entry {number}", entry, "ste")
+        where = f"{kind}.{name}"
         try:
-            valid, defaults = estimators.REGISTRY.options(name), estimators.defaults(name)
+            valid, defaults = registry.options(name), registry.defaults(name)
         except ValueError as error:
             raise spec.error(str(error)) from None
-        whole = {option for owner, option in estimators.LIST_OPTIONS if owner == name}
+        lists = estimators.LIST_OPTIONS if kind == "estimators" else frozenset()
+        whole = {option for owner, option in lists if owner == name}
         for options in _entries(spec, where, entry, valid, defaults, whole):
             try:
-                estimators.create(name, **options)
+                registry.create(name, **options)
             except ValueError as error:
                 raise spec.error(f"{where}: {error}") from None
             except TypeError as error:
                 raise spec.error(
                     f"{where}: an option has the wrong type ({error}): compare with "
-                    "`gradlab list estimators`."
+                    f"`gradlab list {kind}`."
                 ) from None
             found.append({"name": name, **options})
     return found
+
+
+def _kind(study: Any) -> str:
+    return "methods" if hasattr(study, "entries") else "estimators"
 
 
 def _settings(spec: Spec, study: Any) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from gradlab.sweep.units import about, counted, seconds_text
@@ -66,7 +67,7 @@ class Progress:
         self.failed = 0
         self.clock = Clock(work)
         self._started = self._last_line = time.monotonic()
-        self._bar = _bar(self) if self.stream.isatty() else None
+        self._bar = bar(self.words, self.stream) if self.stream.isatty() else None
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -110,19 +111,20 @@ class Progress:
         return ", ".join(parts)
 
 
-def _bar(progress: Progress) -> Bar:
+def bar(words: Callable[[], str], stream: TextIO) -> Bar:
+    """A bar of ``rich`` with the percentage and what ``words()`` says at the time."""
     from rich import progress as rich
     from rich.console import Console
     from rich.text import Text
 
     class Words(rich.ProgressColumn):
         def render(self, task: rich.Task) -> Text:
-            return Text(progress.words())
+            return Text(words())
 
     return rich.Progress(
         rich.BarColumn(bar_width=20),
         rich.TextColumn("{task.percentage:>3.0f} %"),
         Words(),
-        console=Console(file=progress.stream),
+        console=Console(file=stream),
         refresh_per_second=4,
     )

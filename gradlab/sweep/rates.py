@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from gradlab import estimators, studies
+from gradlab import studies
 from gradlab.binary import surrogates
 from gradlab.evaluation import GaussianPopulation, LinePopulation, Params, Population
 from gradlab.evaluation import population as pop
@@ -100,10 +100,9 @@ class Work:
         >>> Work("estimate", cell).words, Work("lr", cell).words
         ('CDG', 'lr judged')
         """
-        options = {k: v for k, v in self.cell["estimator"].items() if k != "name"}
         name = self.cell["estimator"]["name"]
         if self.kind in ("estimate", "metric"):
-            label = estimators.label(name, options)
+            label = cells.label_of(self.cell)
             return f"{label}, Fisher matrix" if self.kind == "metric" else label
         if self.kind == "member" and name == "nes":
             return "NES member"
@@ -192,6 +191,7 @@ def _training_run(cell: Cell) -> list[Work]:
 _STUDIES: dict[str, Callable[[Cell], list[Work]]] = {
     "loss_slice": _loss_slice,
     "training_run": _training_run,
+    "variational_run": _training_run,
     "gradient_quality": _gradient_quality,
     "loss_decrease": _loss_decrease,
     "trajectory": _trajectory,

@@ -37,6 +37,7 @@ EXAMPLES: dict[str, str] = {
     "objective": '[objective] with name = "teacher_student"',
     "settings": "[settings] with lr = [0.01, 0.1]",
     "estimators": '[[estimators]] with name = "ste"',
+    "methods": '[[methods]] with name = "sparse"',
 }
 
 
@@ -61,6 +62,7 @@ class Spec(BaseModel):
         objective: name and options of the objective.
         settings: settings of the study.
         estimators: name and options of each estimator.
+        methods: in their place, those of each variational method, where a study compares these.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -77,9 +79,15 @@ class Spec(BaseModel):
     student: dict[str, Any] = Field(default_factory=dict)
     objective: dict[str, Any]
     settings: dict[str, Any] = Field(default_factory=dict)
-    estimators: list[dict[str, Any]] = Field(min_length=1)
+    estimators: list[dict[str, Any]] = Field(default_factory=list)
+    methods: list[dict[str, Any]] = Field(default_factory=list)
 
     _source: str = PrivateAttr(default="the spec")
+
+    @property
+    def entries(self) -> tuple[str, list[dict[str, Any]]]:
+        """What is compared: "estimators" or "methods", and its entries."""
+        return ("methods", self.methods) if self.methods else ("estimators", self.estimators)
 
     @property
     def source(self) -> str:
@@ -142,9 +150,16 @@ def from_dict(raw: Mapping[str, Any], source: str = "the spec") -> Spec:
     for key in ("student", "objective", "settings"):
         for option, value in getattr(spec, key).items():
             _check_value(spec, f"{key}.{option}", value)
-    for number, entry in enumerate(spec.estimators, start=1):
+    if not spec.estimators and not spec.methods:
+        raise spec.error("there is nothing to compare: write for example [[estimators]] with "
+                         'name = "ste".')  # fmt: skip
+    if spec.estimators and spec.methods:
+        raise spec.error("a study compares [[estimators]] or [[methods]], not both: leave out one "
+                         "of them.")  # fmt: skip
+    kind, entries = spec.entries
+    for number, entry in enumerate(entries, start=1):
         for option, value in entry.items():
-            _check_value(spec, f"estimators.{entry.get('name', number)}.{option}", value)
+            _check_value(spec, f"{kind}.{entry.get('name', number)}.{option}", value)
     if spec.figures is not None:
         _check_value(spec, "figures", spec.figures)
     return spec
@@ -158,7 +173,9 @@ def _check_value(spec: Spec, key: str, value: Any) -> None:
         points(spec, key, value)
     elif isinstance(value, Mapping):
         for option, inner in value.items():
-            _check_value(spec, f"{key}.{option}", inner)
+            # A list in a table of options is one value and no axis: two layers may have one width.
+            if not isinstance(inner, list):
+                _check_value(spec, f"{key}.{option}", inner)
     if isinstance(value, list):
         if not value:
             raise spec.error(f"{key} is an empty list: give at least one value, or leave it out.")
@@ -216,8 +233,8 @@ def override(raw: dict[str, Any], text: str) -> None:
     """Change one key of a spec in place.
 
     ``objective.num_dim=[2, 4]``, ``settings.normalize=global``, ``seed=1``, and
-    ``estimators.nes.population=[100]`` for every entry of that name. The value is read as TOML,
-    and as a bare word where it is none.
+    ``estimators.nes.population=[100]`` for every entry of that name (``methods.…`` likewise). The
+    value is read as TOML, and as a bare word where it is none.
 
     Raises:
         SpecError: no ``=``, an unknown key, or an estimator the spec does not have.
@@ -228,20 +245,24 @@ def override(raw: dict[str, Any], text: str) -> None:
     {'name': 'nes', 'population': [100]}
     """
     parts, value = _toml.parse_override(text, Spec.model_fields)
-    if parts[0] == "estimators" and len(parts) > 1:
-        _override_estimators(raw, text, parts[1:], value)
+    if parts[0] in ("estimators", "methods") and len(parts) > 1:
+        _override_entries(raw, text, parts, value)
     else:
         _toml.assign(raw, text, parts, value)
 
 
-def _override_estimators(raw: dict[str, Any], text: str, parts: list[str], value: Any) -> None:
-    if len(parts) != 2:
-        raise SpecError(f"override '{text}': write estimators.NAME.OPTION=value, for example "
-                        "estimators.nes.sigma=0.1.")  # fmt: skip
-    entries = [e for e in raw.get("estimators", []) if isinstance(e, dict)]
-    chosen = [entry for entry in entries if entry.get("name") == parts[0]]
+def _override_entries(raw: dict[str, Any], text: str, parts: list[str], value: Any) -> None:
+    kind, *rest = parts
+    if len(rest) != 2:
+        example = "estimators.nes.sigma=0.1" if kind == "estimators" else "methods.bernoulli.p=0.2"
+        raise SpecError(f"override '{text}': write {kind}.NAME.OPTION=value, for example "
+                        f"{example}.")  # fmt: skip
+    entries = [e for e in raw.get(kind, []) if isinstance(e, dict)]
+    name, option = rest
+    chosen = [entry for entry in entries if entry.get("name") == name]
     if not chosen:
         names = {str(entry.get("name")) for entry in entries}
-        raise SpecError(f"override '{text}': {unknown('estimator of this spec', parts[0], names)}")
+        complaint = unknown(f"{kind.removesuffix('s')} of this spec", name, names)
+        raise SpecError(f"override '{text}': {complaint}")
     for entry in chosen:
-        entry[parts[1]] = value
+        entry[option] = value

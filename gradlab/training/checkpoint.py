@@ -69,6 +69,7 @@ def write(folder: Path, state: State, facts: dict[str, Any], kept: str = "") -> 
             "step": state.step,
             "rows": state.rows,
             "norms": state.norms,
+            "layers": state.layers,
             "optimizer_values": others,
         },
     )
@@ -127,6 +128,7 @@ def restore(state: State, checkpoint: Checkpoint) -> None:
     )
     state.epoch, state.step = checkpoint.facts["epoch"], checkpoint.facts["step"]
     state.rows, state.norms = checkpoint.facts["rows"], checkpoint.facts["norms"]
+    state.layers = checkpoint.facts.get("layers", [])
 
 
 def _load(checkpoint: Checkpoint, prefix: str, module: Any) -> None:

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradlab.data import Dataset
-
-BINS = 15
+from gradlab.variational.metrics import calibration_error
 
 
 def evaluate(
@@ -74,24 +73,6 @@ def _by_class(hits: Tensor, data: Dataset) -> dict[str, float | None]:
     right = torch.zeros_like(count).scatter_add_(0, data.labels, hits)
     shares = zip(data.classes, right.tolist(), count.tolist(), strict=True)
     return {name: r / n if n else None for name, r, n in shares}
-
-
-def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error: mean |accuracy − confidence| over bins, weighted by their size.
-
-    Args:
-        confidence: ``(N,)``, the probability of the predicted class.
-        correct: ``(N,)``, 1 where it was right.
-        bins: equal parts of (0, 1].
-
-    >>> shares, right = torch.tensor([0.85, 0.85, 0.65]), torch.tensor([1.0, 0.0, 1.0])
-    >>> round(calibration_error(shares, right, bins=10), 4)
-    0.35
-    """
-    place = (confidence.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gap.scatter_add_(0, place, correct.double() - confidence.double())
-    return float(gap.abs().sum()) / len(confidence)
 
 
 def predict(model: nn.Module, data: Dataset, batch_size: int = 500) -> Tensor:

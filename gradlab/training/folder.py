@@ -3,7 +3,8 @@
 What lies in the folder:
 
 - ``spec.json``: the spec with every default; ``environment.json``: versions and machine;
-- ``log.csv``: one row per epoch; ``gradient_norms.csv`` where asked for;
+- ``log.csv``: one row per epoch; ``gradient_norms.csv`` where asked for; ``layers.csv`` of
+  stochastic layers;
 - ``checkpoint.safetensors`` after every epoch, and the previous one;
 - at the end ``weights.safetensors``, ``weights-ema.safetensors``, ``summary.json``.
 """
@@ -26,13 +27,15 @@ from gradlab.training.checkpoint import Checkpoint
 from gradlab.training.evaluation import evaluate
 from gradlab.training.files import FileProblem
 from gradlab.training.loop import Diverged, Moment, Progress, train_epoch
-from gradlab.training.setup import Datasets, Setup, initialize, prepare
+from gradlab.training.setup import Datasets, Setup, initialize, noise_of, prepare
 from gradlab.training.spec import TrainingSpec, differences
 from gradlab.training.state import Row, State
 from gradlab.training.summary import summarize
+from gradlab.training.uncertainty import predictions
 from gradlab.training.weights import EMA_FILE, FILE, save_weights
 
-LOG, NORMS, SUMMARY = "log.csv", "gradient_norms.csv", "summary.json"
+LOG, NORMS, LAYERS = "log.csv", "gradient_norms.csv", "layers.csv"
+SUMMARY = "summary.json"
 SPEC, ENVIRONMENT = "spec.json", "environment.json"
 # A sweep's results lie in folders of the same kind.
 _FOREIGN = "store.sqlite"
@@ -54,6 +57,7 @@ class TrainingResult:
         finished: whether all epochs are done.
         trained: epochs that this call trained; 0 if the run was finished before.
         notes: what to know about it, one sentence each.
+        layers: of stochastic layers, one row per epoch and layer.
     """
 
     folder: Path
@@ -63,6 +67,7 @@ class TrainingResult:
     finished: bool
     trained: int
     notes: list[str] = field(default_factory=list)
+    layers: list[Row] = field(default_factory=list)
 
 
 def run(
@@ -158,8 +163,9 @@ class _Run:
                 diverged.epoch, diverged.step, diverged.rows,
             ) from None  # fmt: skip
         return TrainingResult(
-            self.folder, state.rows, final, weights, finished, state.epoch - before, self.notes
-        )
+            self.folder, state.rows, final, weights, finished, state.epoch - before, self.notes,
+            state.layers,
+        )  # fmt: skip
 
     def _train(self, last: int) -> None:
         setup, state = self.setup, self.state
@@ -222,15 +228,22 @@ class _Run:
             final["test"] = evaluate(self.state.model, test, details=True)
             if self.state.average is not None:
                 final["ema_test"] = evaluate(self.state.average.model, test, details=True)
+        noise = self.setup.spec.variational
+        if noise is not None:
+            judged = test or self.setup.datasets.evaluation
+            final["predictions"] = predictions(
+                self.state.model, judged, noise.evaluation_samples, self.setup.spec.seed
+            )
         final["notes"] = self.notes
         files.write_json(self.folder / SUMMARY, final)
         return final
 
     def _weight_facts(self) -> dict[str, Any]:
         """What it takes to use the weights without the data."""
-        train = self.setup.datasets.train
+        train, spec = self.setup.datasets.train, self.setup.spec
         return {
             "model": self.setup.model,
+            **({} if spec.variational is None else {"variational": noise_of(spec)}),
             "data": {
                 "name": train.name, "classes": list(train.classes), "mean": list(train.mean),
                 "std": list(train.std), "image_shape": list(train.image_shape),
@@ -247,6 +260,8 @@ class _Run:
         files.write(self.folder / LOG, table(rows))
         if self.state.norms:
             files.write(self.folder / NORMS, table(self.state.norms))
+        if self.state.layers:
+            files.write(self.folder / LAYERS, table(self.state.layers))
 
     def _interrupted(self) -> str:
         if not self.saved:

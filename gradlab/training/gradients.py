@@ -26,11 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradlab import variational
 from gradlab.binary.layers import set_fused
 from gradlab.estimators import Estimator
 from gradlab.evaluation.module.graph import one_line
 from gradlab.objectives import Classification, Objective
-from gradlab.training.state import ESTIMATOR, generator
+from gradlab.training.state import ESTIMATOR, Row, generator
+from gradlab.variational.kl_weight import KLWeight
 
 BACKPROPAGATION = "backpropagation"
 
@@ -48,6 +50,9 @@ class Gradients(Protocol):
 
     def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The loss ``()`` and the number of correctly classified examples ``()``, on the device."""
+
+    def measured(self) -> Row:
+        """What else the log says of the steps since the last call."""
 
 
 def loss_and_correct(
@@ -101,6 +106,10 @@ class Backpropagation:
             return self._run(self.compiled or self._forward, images, targets)
         return self._first(images, targets)
 
+    def measured(self) -> Row:
+        """Nothing."""
+        return {}
+
     def _first(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The first compiled step, or an eager one that leaves no trace of the attempt."""
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -124,6 +133,76 @@ class Backpropagation:
         loss, correct = forward(images, targets)
         loss.backward()
         return loss.detach(), correct
+
+
+class NoisyBackpropagation(Backpropagation):
+    """Backpropagation through sampled noise, of the likelihood and the KL term.
+
+    The loss is the mean negative log-likelihood over a batch, and over ``samples`` draws of the
+    noise for each image, plus β · KL / N: an unbiased estimate of minus the evidence lower bound
+    per image where β is 1 (Kingma et al. 2015, arXiv 1506.02557, equation 3).
+
+    Args:
+        model: with stochastic layers, see :mod:`gradlab.variational`.
+        kl_weight: the schedule of β.
+        train_size: N, images in the training set.
+        steps: of an epoch.
+        epochs: of the run.
+        samples: draws of the noise for each image.
+        in_loss: whether the KL term belongs to the loss; BayesBiNN's optimizer has its own.
+        others: options of :class:`Backpropagation`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        kl_weight: KLWeight,
+        train_size: int,
+        steps: int,
+        epochs: int,
+        samples: int = 1,
+        in_loss: bool = True,
+        **others: Any,
+    ) -> None:
+        super().__init__(model, **others)
+        self.kl_weight, self.train_size, self.samples = kl_weight, train_size, samples
+        self.steps, self.epochs, self.in_loss = steps, epochs, in_loss
+        self.cost = (float(samples), float(samples))
+        for layer in variational.stochastic_layers(model).values():
+            layer.samples = samples
+        # A number that changes would make torch.compile specialize on each of its values.
+        self._beta = torch.zeros((), device=next(model.parameters()).device)
+        self._sums = {key: torch.zeros_like(self._beta) for key in ("train_nll", "kl")}
+        self._done = 0
+
+    def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """See :class:`Gradients`."""
+        epoch, within = divmod(step, self.steps)
+        self._weight = self.kl_weight.weight(epoch + 1, within, self.steps, self.epochs)
+        self._beta.fill_(self._weight)
+        if self.samples > 1:
+            images = images.repeat(self.samples, *[1] * (images.dim() - 1))
+            targets = targets.repeat(self.samples, *[1] * (targets.dim() - 1))
+        loss, correct = super().__call__(images, targets, step)
+        self._done += 1
+        return loss, correct.float() / self.samples
+
+    def measured(self) -> Row:
+        """Means of ``train_nll`` and ``kl`` (in nats), and ``kl_weight_now`` of the last step."""
+        found = {key: float(value) / max(1, self._done) for key, value in self._sums.items()}
+        for value in self._sums.values():
+            value.zero_()
+        self._done = 0
+        return {**found, "kl_weight_now": self._weight}
+
+    def _forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        likelihood, correct = super()._forward(images, targets)
+        divergence = variational.kl_divergence(self.model)
+        self._sums["train_nll"] += likelihood.detach()
+        self._sums["kl"] += divergence.detach()
+        if not self.in_loss:
+            return likelihood, correct
+        return likelihood + self._beta * divergence / self.train_size, correct
 
 
 class Estimated:
@@ -177,6 +256,10 @@ class Estimated:
                 parameter.grad = estimate.gradient[name].to(parameter.dtype).clone()
         self.cost = (estimate.forward_passes + 1.0, estimate.backward_passes)
         return loss, correct
+
+    def measured(self) -> Row:
+        """Nothing."""
+        return {}
 
     def _objective_on(self, images: Tensor, targets: Tensor) -> Classification:
         if self._objective is None:

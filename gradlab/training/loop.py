@@ -11,6 +11,11 @@ optimized: augmented images, smoothed or mixed targets, weights as they were at 
 in float32); ``flip_ratio`` (fraction of latent weights whose sign changed in the epoch);
 ``gradient_norm`` (mean over steps, before clipping); ``forward_passes`` and ``backward_passes`` (in
 batches); ``images_per_second`` (of training alone); ``seconds``; ``diverged``.
+
+With noise (``[variational]``) ``train_loss`` is the whole objective, and there are also
+``train_nll`` and ``kl`` (its parts, the KL in nats, not divided by anything), ``kl_weight_now``;
+``val_*`` are of the mean weights, ``sample_loss`` and ``sample_accuracy`` of one draw of the noise,
+``pruned_loss``, ``pruned_accuracy`` and ``compression`` of the mean weights that are kept.
 """
 
 from __future__ import annotations
@@ -23,10 +28,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradlab import variational
 from gradlab.training.evaluation import evaluate
 from gradlab.training.gradients import Gradients
 from gradlab.training.setup import Setup
-from gradlab.training.state import MODULE, Row, State, derived
+from gradlab.training.state import JUDGED, MODULE, Row, State, derived
 
 STEPS_BETWEEN_LOOKS = 50
 
@@ -140,7 +146,10 @@ def train_epoch(state: State, setup: Setup, gradients: Gradients, progress: Prog
         "train_loss": float(tally.losses.double().mean()),
         "train_accuracy": float(tally.correct.double().sum()) / seen,
     }
+    row |= gradients.measured()
     row |= _evaluated(state, setup)
+    if spec.variational is not None:
+        row |= _noise_measured(state, setup, epoch)
     row |= {
         "flip_ratio": _flip_ratio(signs, latent),
         "gradient_norm": float(tally.norm) / steps if _measures_norms(setup) else None,
@@ -181,6 +190,8 @@ def take_step(
         with torch.no_grad():
             for weight in latent:
                 weight.clamp_(-1, 1)
+    if setup.spec.variational is not None:
+        variational.project(state.model)
     if state.average is not None:
         state.average.update(state.step)
     state.step += 1
@@ -231,7 +242,7 @@ def empty_tally(model: nn.Module, setup: Setup) -> Tally:
     steps, device = setup.batches.steps, setup.device
     return Tally(
         losses=torch.zeros(steps, device=device),
-        correct=torch.zeros(steps, dtype=torch.int64, device=device),
+        correct=torch.zeros(steps, device=device),  # float32 is exact for counts of a batch
         norm=torch.zeros((), device=device),
         norms=torch.zeros(len(_trained(model)), device=device),
     )
@@ -244,6 +255,27 @@ def _norm_rows(model: nn.Module, norms: Tensor, epoch: int) -> list[Row]:
         {"epoch": epoch, "position": position, "layer": name, "gradient_norm": norm}
         for position, (name, norm) in enumerate(pairs)
     ]
+
+
+def _noise_measured(state: State, setup: Setup, epoch: int) -> Row:
+    """What noise adds to an epoch's row; the state gets a row for each layer."""
+    evaluation = setup.datasets.evaluation
+    seed = derived(setup.spec.seed, JUDGED, epoch)
+    with variational.sampling(state.model), _seeded(seed, setup.device):
+        noisy = evaluate(state.model, evaluation)
+    row: Row = {"sample_loss": noisy["loss"], "sample_accuracy": noisy["accuracy"]}
+    layers = variational.layer_rows(state.model)
+    state.layers += [
+        {"epoch": epoch, "position": position, **each} for position, each in enumerate(layers)
+    ]
+    if variational.masked(state.model):
+        with variational.pruned(state.model):
+            found = evaluate(state.model, evaluation)
+        row |= {
+            "pruned_loss": found["loss"], "pruned_accuracy": found["accuracy"],
+            "compression": variational.compression(state.model),
+        }  # fmt: skip
+    return row
 
 
 def _evaluated(state: State, setup: Setup) -> Row:

@@ -1,11 +1,14 @@
-"""Optimizers: any class of ``torch.optim`` by its lower-case name.
+"""Optimizers: any class of ``torch.optim`` by its lower-case name, and two for binary weights.
 
 Weight decay is the optimizer's own, with torch's meaning: ``adam`` and ``sgd`` add it to the
 gradient, ``adamw`` decays the weights themselves. It applies to all parameters: latent weights,
 scales of BatchNorm and biases alike.
 
->>> "adam" in names(), "lbfgs" in names()
-(True, False)
+``bayes_binn`` and ``bop`` step binary weights by rules of their own and everything else by Adam
+(:mod:`gradlab.variational.optimizers`), so they need the model, to know which is which.
+
+>>> "adam" in names(), "bop" in names(), "lbfgs" in names()
+(True, True, False)
 >>> sorted(defaults("sgd"))[:3]
 ['dampening', 'foreach', 'fused']
 """
@@ -20,13 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from gradlab._registry import unknown
+from gradlab.variational.optimizers import BayesBiNN, Bop, groups_for
 
 # They need a closure or sparse gradients.
 _UNFIT = {"LBFGS", "SparseAdam"}
-# They change what a step means, or serve CUDA graphs and double backward passes.
-_HIDDEN = {"params", "maximize", "differentiable", "capturable"}
+# They change what a step means, serve CUDA graphs and double backward passes, or follow from data.
+_HIDDEN = {"params", "maximize", "differentiable", "capturable", "train_size"}
 # On every device faster than the rest, with the same results but for rounding.
 _FUSED = {"adam", "adamw", "sgd"}
+_OF_BINARY_WEIGHTS = {"bayes_binn": BayesBiNN, "bop": Bop}
 
 
 def _classes() -> dict[str, type[torch.optim.Optimizer]]:
@@ -34,11 +39,12 @@ def _classes() -> dict[str, type[torch.optim.Optimizer]]:
     for name, value in vars(torch.optim).items():
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer):
             found[name.lower()] = value
-    return {
+    fit = {
         name: cls
         for name, cls in found.items()
         if cls is not torch.optim.Optimizer and cls.__name__ not in _UNFIT
     }
+    return {**fit, **_OF_BINARY_WEIGHTS}
 
 
 def names() -> list[str]:
@@ -63,7 +69,13 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def create(
-    name: str, params: Iterable[nn.Parameter], lr: float, **options: Any
+    name: str,
+    params: Iterable[nn.Parameter],
+    lr: float,
+    *,
+    model: nn.Module | None = None,
+    train_size: int | None = None,
+    **options: Any,
 ) -> torch.optim.Optimizer:
     """The optimizer called ``name``.
 
@@ -71,13 +83,17 @@ def create(
     parameters, on processors too.
 
     Args:
-        name: a class of ``torch.optim`` in lower case.
+        name: a class of ``torch.optim`` in lower case, "bayes_binn" or "bop".
         params: what it steps.
         lr: learning rate, which the schedule changes at every step.
+        model: whose parameters they are; tells "bayes_binn" and "bop", which take all for binary
+            weights where it is left out.
+        train_size: number of training examples, for "bayes_binn".
         options: of the class; a list where it takes a tuple.
 
     Raises:
-        ValueError: unknown name or option, or one that torch refuses.
+        ValueError: unknown name or option, one that the class refuses, or a model without the
+            binary weights that the optimizer is for.
 
     >>> create("sgd", [nn.Parameter(torch.zeros(2))], lr=0.1, momentun=0.9)
     Traceback (most recent call last):
@@ -87,14 +103,23 @@ def create(
     for option in options:
         if option not in valid:
             raise ValueError(unknown(f"option of optimizer {name}", option, valid))
+    given: Any = params
     if name in _FUSED and not options.get("foreach"):
         options = {"fused": True, **options}
+    if name in _OF_BINARY_WEIGHTS and model is not None:
+        given = groups_for(_OF_BINARY_WEIGHTS[name], model)
+    if name == "bayes_binn":
+        if train_size is None:
+            raise ValueError("the optimizer bayes_binn needs the number of training examples: "
+                             "give train_size=….")  # fmt: skip
+        options = {"train_size": train_size, **options}
     tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
     make: Any = _classes()[name]
     try:
-        optimizer: torch.optim.Optimizer = make(params, lr=lr, **tuples)
+        optimizer: torch.optim.Optimizer = make(given, lr=lr, **tuples)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{str(error).rstrip('.')}: see torch.optim.{make.__name__} "
+        place = make.__module__ if name in _OF_BINARY_WEIGHTS else "torch.optim"
+        raise ValueError(f"{str(error).rstrip('.')}: see {place}.{make.__name__} "
                          "for what its options may be.") from None  # fmt: skip
     return optimizer
 

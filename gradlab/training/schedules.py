@@ -5,7 +5,7 @@ and then follows its own curve to the last step. Nothing has a state, so a run t
 on where it was.
 
 >>> names()
-['constant', 'cosine', 'linear', 'one_cycle', 'step']
+['constant', 'cosine', 'exponential', 'linear', 'one_cycle', 'step']
 >>> schedule = create("cosine", warmup_epochs=1)
 >>> [round(schedule.rate(0.1, step, 2, 4), 4) for step in range(8)]
 [0.05, 0.1, 0.1, 0.0933, 0.075, 0.05, 0.025, 0.0067]
@@ -125,21 +125,46 @@ class Cosine(_Warm):
 @REGISTRY.register("linear")
 @dataclass(frozen=True)
 class Linear(_Warm):
-    """A straight line from lr to ``final_lr``.
+    """Constant for a while, then a straight line from lr to ``final_lr``.
 
     Args:
         warmup_epochs: epochs of linear warm-up; fractions count.
+        hold: fraction of the steps behind the warm-up that keep the full lr.
         final_lr: where the line would arrive one step behind the last.
     """
 
+    hold: float = 0.0
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _number("hold", self.hold, 0, 1)
         _number("final_lr", self.final_lr, 0)
 
     def _after(self, lr: float, progress: float, epoch: float) -> float:
-        return lr + (self.final_lr - lr) * progress
+        if progress <= self.hold:
+            return lr
+        return lr + (self.final_lr - lr) * (progress - self.hold) / (1 - self.hold)
+
+
+@REGISTRY.register("exponential")
+@dataclass(frozen=True)
+class Exponential(_Warm):
+    """Multiplied by ``gamma`` after every epoch.
+
+    Args:
+        warmup_epochs: epochs of linear warm-up; fractions count.
+        gamma: the factor.
+    """
+
+    gamma: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _number("gamma", self.gamma, 0, 1)
+
+    def _after(self, lr: float, progress: float, epoch: float) -> float:
+        return lr * self.gamma ** math.floor(epoch)
 
 
 @REGISTRY.register("step")

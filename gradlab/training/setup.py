@@ -10,19 +10,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradlab import data, estimators, models
+from gradlab import data, estimators, models, variational
 from gradlab.data import Augmentation, Dataset
 from gradlab.objectives.base import check_device
 from gradlab.training import optimizers, schedules, weights
 from gradlab.training.average import WeightAverage
 from gradlab.training.batches import Batches
-from gradlab.training.gradients import Backpropagation, Estimated, Gradients, calibrate
+from gradlab.training.gradients import (
+    Backpropagation,
+    Estimated,
+    Gradients,
+    NoisyBackpropagation,
+    calibrate,
+)
 from gradlab.training.schedules import Schedule
 from gradlab.training.spec import TrainingSpec
 from gradlab.training.state import INIT, SUBSET, State, derived, generator
+from gradlab.variational import kl_weight
 
 # Compiling takes a minute or two, signs alone some seconds: "auto" leaves shorter runs alone.
 STEPS_THAT_PAY = {"cuda": 2_000, "cpu": 500}
+
+# An optimizer whose rule has the KL term in it.
+_HAS_OWN_KL = "bayes_binn"
 
 
 @dataclass(frozen=True)
@@ -81,11 +91,20 @@ class Setup:
         self, entry: dict[str, Any] | None, model: nn.Module, note: Callable[[str], None]
     ) -> Gradients:
         """Where the gradients of a phase come from."""
-        loop = self.spec.loop
+        loop, noise = self.spec.loop, self.spec.variational
         if entry is None:
-            return Backpropagation(
-                model, loop.label_smoothing, loop.precision, self.compiled, self.fused, note
-            )
+            options: dict[str, Any] = {
+                "label_smoothing": loop.label_smoothing, "precision": loop.precision,
+                "compiled": self.compiled, "fused": self.fused, "note": note,
+            }  # fmt: skip
+            if noise is None:
+                return Backpropagation(model, **options)
+            beta = _named("variational.kl_weight", noise.kl_weight, kl_weight.create)
+            size, steps = len(self.datasets.train), self.batches.steps
+            return NoisyBackpropagation(
+                model, beta, size, steps, loop.epochs, noise.samples,
+                self.spec.optimizer["name"] != _HAS_OWN_KL, **options,
+            )  # fmt: skip
         return Estimated(model, _estimator(entry), loop.label_smoothing, self.spec.seed)
 
 
@@ -147,6 +166,12 @@ def _checked(
     )  # fmt: skip
     shape, classes = _images(spec, datasets)
     entry, model = _model(spec, shape, classes)
+    if spec.variational is not None:
+        _named("variational.kl_weight", spec.variational.kl_weight, kl_weight.create)
+        _check_own_kl(spec)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived(spec.seed, INIT, 1))
+            model = variational.convert(model, noise_of(spec))
     return device, schedule, augmentation, entry, model
 
 
@@ -163,12 +188,19 @@ def _prepare(spec: TrainingSpec, datasets: Datasets | None) -> tuple[Setup, Stat
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = {key: value for key, value in spec.optimizer.items() if key not in ("name", "lr")}
     optimizer = optimizers.create(
-        spec.optimizer["name"], model.parameters(), float(spec.optimizer["lr"]), **options
-    )
+        spec.optimizer["name"], model.parameters(), float(spec.optimizer["lr"]),
+        model=model, train_size=len(loaded.train), **options,
+    )  # fmt: skip
     average = None if spec.loop.ema is None else WeightAverage(model, spec.loop.ema)
     compiled, fused = _compiled(spec, device, batches.steps)
     setup = Setup(spec, entry, loaded, batches, schedule, device, compiled, fused)
     return setup, State(model, optimizer, average)
+
+
+def noise_of(spec: TrainingSpec) -> dict[str, Any]:
+    """What weights must know of ``[variational]`` to be used again: method and layers."""
+    assert spec.variational is not None
+    return {"method": spec.variational.method, "layers": spec.variational.layers}
 
 
 def initialize(setup: Setup, state: State) -> None:
@@ -183,7 +215,7 @@ def initialize(setup: Setup, state: State) -> None:
     init = setup.spec.init
     if init is not None:
         try:
-            weights.load_weights(state.model, init.weights, ema=init.ema)
+            weights.load_weights(state.model, init.weights, ema=init.ema, plain=True)
         except ValueError as error:
             raise setup.spec.error(f"init.weights: {error}") from None
     elif setup.phase(1)[0] is not None:
@@ -212,7 +244,7 @@ def _check_optimizer(spec: TrainingSpec) -> None:
     if isinstance(lr, bool) or not isinstance(lr, int | float) or lr <= 0:
         raise ValueError(f"optimizer.lr is {lr!r}: give a number above 0.")
     options = {key: value for key, value in spec.optimizer.items() if key not in ("name", "lr")}
-    optimizers.create(name, [nn.Parameter(torch.zeros(2, 2))], float(lr), **options)
+    optimizers.create(name, [nn.Parameter(torch.zeros(2, 2))], float(lr), train_size=1, **options)
 
 
 def _check_estimators(spec: TrainingSpec) -> None:
@@ -226,6 +258,18 @@ def _check_estimators(spec: TrainingSpec) -> None:
     if asked and spec.loop.precision != "float32":
         raise ValueError("loop.precision is bfloat16, and estimators evaluate in float32: leave "
                          "out precision, or the estimators.")  # fmt: skip
+
+
+def _check_own_kl(spec: TrainingSpec) -> None:
+    assert spec.variational is not None
+    own, noise = spec.optimizer["name"] == _HAS_OWN_KL, spec.variational
+    if own and noise.kl_weight != {"name": "constant"}:
+        raise ValueError("the optimizer bayes_binn has the KL term in its own rule: leave out "
+                         "variational.kl_weight, and give optimizer.kl_weight.")  # fmt: skip
+    prior = noise.method.get("prior", 0.0)
+    if own and prior != spec.optimizer.get("prior", 0.0):
+        raise ValueError(f"the optimizer's prior is {spec.optimizer.get('prior', 0.0)} and the "
+                         f"method's {prior}: give both the same.")  # fmt: skip
 
 
 def _check_precision(spec: TrainingSpec, device: str) -> None:
@@ -300,9 +344,25 @@ def _moved(datasets: Datasets, device: str) -> Datasets:
 def _limited(spec: TrainingSpec, datasets: Datasets) -> Datasets:
     """The first so many of a seeded permutation of the images."""
     train = _first(datasets.train, spec.data.examples, spec.seed, "examples", 0)
+    if spec.data.random_labels:
+        order = torch.randperm(len(train), generator=generator(spec.seed, SUBSET, 2))
+        record = {**train.record, "labels": "shuffled"}
+        train = replace(train, labels=train.labels[order.to(train.labels.device)], record=record)
     wanted = spec.data.evaluation_examples
     evaluation = _first(datasets.evaluation, wanted, spec.seed, "evaluation_examples", 1)
-    return Datasets(train, evaluation, datasets.test)
+    found = Datasets(train, evaluation, datasets.test)
+    return _symmetric(found) if spec.data.pixels == "symmetric" else found
+
+
+def _symmetric(datasets: Datasets) -> Datasets:
+    """The same images with pixels from -1 to 1."""
+
+    def symmetric(images: Dataset) -> Dataset:
+        half = (0.5,) * images.image_shape[0]
+        return replace(images, mean=half, std=half)
+
+    test = None if datasets.test is None else symmetric(datasets.test)
+    return Datasets(symmetric(datasets.train), symmetric(datasets.evaluation), test)
 
 
 def _first(images: Dataset, number: int | None, seed: int, key: str, counter: int) -> Dataset:

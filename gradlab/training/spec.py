@@ -1,8 +1,8 @@
 """A training spec: the TOML file that says how one network is trained.
 
 Tables ``[data]``, ``[model]``, ``[estimator]``, ``[optimizer]``, ``[schedule]``, ``[loop]``,
-``[init]``, ``[checkpoint]``, and any number of ``[[switch]]``. Whatever is wrong, the complaint is
-one sentence that names the file, the key, the mistake and the fix.
+``[init]``, ``[checkpoint]``, ``[variational]``, and any number of ``[[switch]]``. Whatever is
+wrong, the complaint is one sentence that names the file, the key, the mistake and the fix.
 
 This module knows the shape of a spec and never imports torch;
 :mod:`gradlab.training.setup` checks the rest against models, data and optimizers.
@@ -45,6 +45,10 @@ EXAMPLES: dict[str, str] = {
     "init": '[init] with weights = "results/first_stage"',
     "weights": 'weights = "results/first_stage"',
     "checkpoint": "[checkpoint] with keep = [5, 10]",
+    "variational": '[variational] with method = {name = "sparse"}',
+    "method": 'method = {name = "sparse"}',
+    "kl_weight": 'kl_weight = {name = "linear", start = 5, length = 15}',
+    "samples": "samples = 1",
     "compile": 'compile = "auto"',
 }
 
@@ -70,6 +74,10 @@ class DataSpec(_Table):
         padding: what crops are padded with, "zero" (black) or "reflect".
         examples: use only the first so many of a seeded permutation of the training set.
         evaluation_examples: likewise of the images evaluated in every epoch.
+        pixels: "standardized" by the data set's mean and standard deviation, or "symmetric": from
+            -1 to 1.
+        random_labels: shuffle the labels of the training images, seeded: there is nothing to learn
+            but each image by heart (Zhang et al. 2017, arXiv 1611.03530).
     """
 
     name: str
@@ -81,6 +89,8 @@ class DataSpec(_Table):
     padding: str = "zero"
     examples: int | None = Field(default=None, ge=1)
     evaluation_examples: int | None = Field(default=None, ge=1)
+    pixels: Literal["standardized", "symmetric"] = "standardized"
+    random_labels: bool = False
 
 
 class LoopSpec(_Table):
@@ -153,8 +163,30 @@ class CheckpointSpec(_Table):
     keep: list[int] = Field(default_factory=list)
 
 
+class VariationalSpec(_Table):
+    """``[variational]``: noise on weights or activations, see :mod:`gradlab.variational`.
+
+    Attributes:
+        method: name and options of a variational method. One method serves all layers.
+        layers: which layers it converts: "all", "linear", "conv", a list of names, or "auto", see
+            :func:`gradlab.variational.convert`.
+        kl_weight: name and options of a schedule of the KL term's weight β. The loss is the mean
+            negative log-likelihood + β · KL / N, with the KL summed over weights and N training
+            images.
+        samples: noise samples per image and step.
+        evaluation_samples: samples of the Monte Carlo predictions at the end.
+    """
+
+    method: dict[str, Any]
+    layers: str | list[str] = "auto"
+    kl_weight: dict[str, Any] = Field(default_factory=lambda: {"name": "constant"})
+    samples: int = Field(default=1, ge=1)
+    evaluation_samples: int = Field(default=10, ge=1)
+
+
 _TABLES: dict[str, type[_Table]] = {
     "data": DataSpec, "loop": LoopSpec, "init": InitSpec, "checkpoint": CheckpointSpec,
+    "variational": VariationalSpec,
 }  # fmt: skip
 
 
@@ -178,6 +210,7 @@ class TrainingSpec(BaseModel):
         loop: how steps are made.
         init: where the weights start, if not at random.
         checkpoint: what is kept.
+        variational: noise on weights or activations, if there is any.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -196,6 +229,7 @@ class TrainingSpec(BaseModel):
     loop: LoopSpec
     init: InitSpec | None = None
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    variational: VariationalSpec | None = None
 
     _source: str = PrivateAttr(default="the spec")
 
@@ -211,6 +245,12 @@ class TrainingSpec(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers of the run depend on, as JSON has it."""
         whole: dict[str, Any] = json.loads(self.model_dump_json())
+        # Options that came later: a run from before they existed goes on.
+        if whole["variational"] is None:
+            del whole["variational"]
+        for key in ("pixels", "random_labels"):
+            if whole["data"][key] == DataSpec.model_fields[key].default:
+                del whole["data"][key]
         return {key: value for key, value in whole.items() if key not in _WORDS}
 
     def digest(self) -> str:
@@ -313,6 +353,12 @@ def _check(spec: TrainingSpec) -> None:
         ("model", spec.model), ("optimizer", spec.optimizer), ("schedule", spec.schedule),
         ("estimator", spec.estimator), *(("switch.estimator", s.estimator) for s in spec.switch),
     ]  # fmt: skip
+    if spec.variational is not None:
+        entries += [("variational.method", spec.variational.method),
+                    ("variational.kl_weight", spec.variational.kl_weight)]  # fmt: skip
+        if spec.estimator is not None or spec.switch:
+            raise spec.error("variational noise is trained by backpropagation: leave out "
+                             "[variational], or the estimators.")  # fmt: skip
     for key, entry in entries:
         if entry is not None and not isinstance(entry.get("name"), str):
             raise spec.error(f"{key} has no name: write for example {_named(key)}.")
@@ -334,7 +380,10 @@ def _named(key: str) -> str:
     return f'{key.rpartition(".")[2]} = {{name = "{_NAMES.get(key, "nes")}"}}'
 
 
-_NAMES = {"model": "xnor_resnet18", "optimizer": "adam", "schedule": "cosine"}
+_NAMES = {
+    "model": "xnor_resnet18", "optimizer": "adam", "schedule": "cosine",
+    "variational.method": "sparse", "variational.kl_weight": "constant",
+}  # fmt: skip
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -14,7 +14,7 @@ from gradlab.training.average import WeightAverage
 Row = dict[str, Any]
 
 # Streams of random numbers of a run: each derives from (seed, stream, epoch or step).
-INIT, ORDER, AUGMENTATION, MODULE, ESTIMATOR, SUBSET = range(6)
+INIT, ORDER, AUGMENTATION, MODULE, ESTIMATOR, SUBSET, JUDGED = range(7)
 
 
 @dataclass
@@ -29,6 +29,7 @@ class State:
         step: steps done.
         rows: one row per epoch.
         norms: gradient norms, one row per epoch and parameter.
+        layers: what is kept of each stochastic layer, one row per epoch and layer.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class State:
     step: int = 0
     rows: list[Row] = field(default_factory=list)
     norms: list[Row] = field(default_factory=list)
+    layers: list[Row] = field(default_factory=list)
 
 
 def derived(seed: int, stream: int, counter: int = 0) -> int:

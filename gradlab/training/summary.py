@@ -14,6 +14,8 @@ from gradlab.training.state import Row
 
 LAST = 10
 _AVERAGED = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "ema_loss", "ema_accuracy")
+_NOISY = ("train_nll", "kl", "sample_loss", "sample_accuracy", "pruned_loss", "pruned_accuracy",
+          "compression")  # fmt: skip
 
 
 def summarize(rows: list[Row], setup: Setup) -> dict[str, Any]:
@@ -23,11 +25,17 @@ def summarize(rows: list[Row], setup: Setup) -> dict[str, Any]:
         ``epochs``, ``averaged_epochs`` and the means over them of losses and accuracies;
         ``evaluated_on`` (the split that ``val_*`` are of); ``best`` (epoch and accuracy, of the
         weights and of their moving average); sizes of network and data; ``seconds`` and
-        ``images_per_second``.
+        ``images_per_second``; with noise also the means of its columns, and ``last``, the row of
+        the last epoch.
     """
     good = [row for row in rows if not row["diverged"]]
     last = good[-LAST:]
     evaluation = setup.datasets.evaluation
+    noisy: dict[str, Any] = {
+        key: mean([row[key] for row in last]) for key in _NOISY if last and key in last[-1]
+    }
+    if noisy:
+        noisy["last"] = last[-1]
     return {
         "name": setup.spec.name,
         "model": setup.model,
@@ -38,6 +46,7 @@ def summarize(rows: list[Row], setup: Setup) -> dict[str, Any]:
         "epochs": len(good),
         "averaged_epochs": len(last),
         **{key: mean([row[key] for row in last]) for key in _AVERAGED},
+        **noisy,
         "best": {key: best(good, key) for key in ("val_accuracy", "ema_accuracy")},
         "flip_ratio": mean([row["flip_ratio"] for row in last]),
         "forward_passes": sum(row["forward_passes"] for row in good),

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradlab import models
+from gradlab import models, variational
 from gradlab.training import files
 from gradlab.training.files import FileProblem
 
@@ -47,13 +47,17 @@ def save_weights(model: nn.Module, path: str | Path, facts: Mapping[str, Any]) -
     files.write(Path(path), files.packed(model.state_dict(), facts))
 
 
-def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False) -> dict[str, Any]:
+def load_weights(
+    model: nn.Module, path: str | Path, *, ema: bool = False, plain: bool = False
+) -> dict[str, Any]:
     """Give a model the weights of a file.
 
     Args:
         model: of the same architecture.
         path: a weights file, or the folder of a run.
         ema: of a folder, take the averaged weights.
+        plain: stochastic layers also take the weights of an ordinary network, and keep what they
+            have of their own (variances, say) as it is.
 
     Returns:
         The file's facts.
@@ -63,13 +67,20 @@ def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False) -> di
     """
     place = weights_file(path, ema=ema)
     tensors, facts = files.unpacked(place)
-    complaint = misfit(tensors, model.state_dict())
+    own = model.state_dict()
+    if plain:
+        tensors = {**{name: own[name] for name in variational.own_parameters(model)}, **tensors}
+    complaint = misfit(tensors, own)
     if complaint:
         raise FileProblem(
             f"{place} holds the weights of another network ({complaint}): create the model with "
             f"the options it was trained with{_options(facts)}."
         )
     model.load_state_dict(tensors)
+    if plain and not facts.get("variational"):
+        for layer in variational.stochastic_layers(model).values():
+            if layer.natural:
+                layer.start_from(layer.weight)
     return facts
 
 
@@ -87,6 +98,8 @@ def build(path: str | Path, *, ema: bool = False) -> tuple[nn.Module, dict[str, 
         raise FileProblem(f"{place} does not name its model: load it with load_weights(model, …).")
     options = {key: value for key, value in entry.items() if key != "name"}
     model: nn.Module = models.create(entry["name"], **options)
+    if facts.get("variational"):
+        model = variational.convert(model, facts["variational"])
     load_weights(model, place)
     return model.eval(), facts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -235,6 +236,17 @@ def test_layers_measured_in_cells_of_their_own_are_one_curve() -> None:
     assert len(shown(figure)) == 3
 
 
+@pytest.mark.parametrize(("problems", "across"), [(4, 4), (20, 4), (36, 8)])
+def test_many_problems_do_not_make_an_endless_figure(problems: int, across: int) -> None:
+    one = quality(students=["fresh"], depth=2, inits=1)
+    rows = pd.concat([one.assign(width=width) for width in range(1, problems + 1)])
+    figure, _ = drawing.load_figure("gradient_by_depth").draw({"gradient_quality": rows})
+    panels = shown(figure)
+    assert len(panels) == 2 * problems
+    assert len({ax.get_subplotspec().colspan.start for ax in panels}) == across
+    assert figure.get_size_inches()[1] == pytest.approx(5.1 if problems == 4 else 20.9)
+
+
 def test_one_layer_or_no_depth_has_no_figure_by_depth() -> None:
     draw = drawing.load_figure("gradient_by_depth").draw
     with pytest.raises(ValueError, match="two layers at least"):
@@ -351,6 +363,25 @@ def test_a_slice_is_a_staircase_with_every_estimators_slope() -> None:
     )
     assert same["value"].tolist() == [first["slope"]]
     assert "no intervals" in numbers.attrs["note"]
+
+
+def test_a_slice_says_what_it_goes_along() -> None:
+    weights = synthetic_networks.loss_slice(inits=1, coordinates=1)
+    layers = {name: rows.assign(along="ste", coordinate=-1) for name, rows in weights.items()}
+    both = {name: pd.concat([rows.assign(along="coordinate"), layers[name]])
+            for name, rows in weights.items()}  # fmt: skip
+    expected = {"change of one weight": weights, "distance along the STE gradient": layers,
+                "offset along the line": both}  # fmt: skip
+    for label, tables in expected.items():
+        figure, numbers = laid_out("loss_slice", tables)
+        assert {ax.get_xlabel() for ax in shown(figure)} - {""} == {label}
+        assert ("One weight of" in numbers.attrs["note"]) == (tables is weights)
+    # beside each other, rows say which is which, and each in its own place
+    rows = shown(figure)[::2]
+    named = [ax.get_ylabel().partition(",")[0] for ax in rows]
+    assert named == ["along coordinate"] * 3 + ["along ste"] * 3
+    places = [ax.yaxis.label.get_window_extent() for ax in rows]
+    assert all(above.y0 > below.y1 for above, below in itertools.pairwise(places))
 
 
 def test_a_tangent_has_the_slope_and_stays_inside_its_panel() -> None:

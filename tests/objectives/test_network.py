@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("small_images")
 RESNET: dict[str, Any] = {"dataset": "cifar10", "model": "xnor_resnet18", "width": 2}
 LENET: dict[str, Any] = {"dataset": "mnist", "model": "lenet", "width": 2}
 PERCEPTRON: dict[str, Any] = {"dataset": "mnist", "model": "xnor_mlp", "width": 6, "depth": 2}
-SMALL = {"batch_size": 8, "seed": 3}
+# at this seed no activation lies within the rounding of float32 of a threshold
+SMALL = {"batch_size": 8, "seed": 5}
 
 
 def network(options: dict[str, Any], **more: Any) -> Network:
@@ -72,8 +73,7 @@ def brute_force(objective: Network, name: str, epsilon: float) -> Tensor:
         (RESNET, 0),
         (RESNET | {"weight": "real"}, -2),
         (RESNET | {"block": "bireal"}, "cells.7.convolution2.weight"),
-        # at this seed no mean of 80 odd numbers is one of them, which would be a tie
-        (LENET | {"scaling": "learned", "seed": 5}, 0),
+        (LENET | {"scaling": "learned"}, 0),
         (PERCEPTRON | {"scaling": "channel"}, 1),
         (PERCEPTRON, "head.weight"),
     ],
@@ -228,8 +228,9 @@ def test_only_what_is_chosen_is_a_parameter() -> None:
         "cells.0.first.convolution.weight",
         "cells.7.first.convolution.weight",
     )
-    assert list(objective.params) == list(objective.initial_params(3)) == [*objective.layer_names]
-    for name, weight in objective.initial_params(3).items():
+    own = objective.initial_params(objective.seed)
+    assert list(objective.params) == list(own) == [*objective.layer_names]
+    for name, weight in own.items():
         assert torch.equal(weight, objective.params[name])
         assert not torch.equal(weight, objective.initial_params(4)[name])
     assert network(RESNET).layer_names == network(RESNET).architecture.layers
@@ -355,7 +356,7 @@ def test_weights_and_statistics_come_from_a_file(trained: Path) -> None:
     for name, weight in objective.params.items():
         assert torch.equal(weight, module.get_parameter(name))
         assert torch.equal(weight, other_seed.params[name])
-        assert not torch.equal(weight, objective.initial_params(3)[name])
+        assert not torch.equal(weight, objective.initial_params(objective.seed)[name])
 
 
 def test_a_file_that_changes_is_read_again(trained: Path) -> None:

@@ -60,6 +60,18 @@ def test_an_unknown_option_of_one_estimator_is_an_option_and_no_setting() -> Non
     assert "wobble" not in columns.setting_columns(frame)
 
 
+def test_a_row_that_is_older_than_a_column_says_nothing_about_it() -> None:
+    rows = synthetic.loss_decrease([synthetic.CDG, synthetic.STES[0]], [2], 1, 1, [0.1])
+    newer = rows["estimator"] == "ste"
+    mixed = rows.assign(evaluation_examples=newer.map({True: 2000.0, False: None}))
+    assert columns.annotate(mixed)["condition"].unique().tolist() == [""]
+    assert "evaluation_examples" in columns.setting_columns(mixed)
+    sizes = pd.concat([rows.assign(evaluation_examples=size) for size in (500, 2000)])
+    assert columns.conditions(columns.annotate(sizes)) == [
+        "500 evaluated images", "2,000 evaluated images",
+    ]  # fmt: skip
+
+
 def test_an_unknown_measurement_is_neither() -> None:
     frame = synthetic.loss_decrease(num_dims=[2], inits=3, batches=1)
     frame["curvature"] = [i * 0.1 for i in range(len(frame))]

@@ -228,6 +228,12 @@ def test_slopes_are_compared_with_the_slice_by_their_sign() -> None:
     assert "STE hardtanh in 12 of 12 slices and NES 5,000 in 0 of 12 slices" in text
     assert "n = 2 inits" in text
     assert say(loss_slice_slopes=slopes.assign(chord_slope=0.0)) == {}
+    assert list(say(loss_slice_slopes=slopes.assign(along="coordinate"))) == [
+        "Slope along one weight"
+    ]
+    assert list(say(loss_slice_slopes=slopes.assign(along="ste"))) == [
+        "Slope along an STE gradient"
+    ]
 
 
 def descents(straight: float = 1.0, **options: object) -> pd.DataFrame:

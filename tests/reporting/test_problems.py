@@ -83,6 +83,7 @@ def test_layers_come_by_depth(names: list[str]) -> None:
         ("model", "xnor_resnet18", "XNOR-ResNet18"),
         ("block", "bireal", "Bi-Real blocks"),
         ("coordinates", 16.0, "16 coordinates of each layer"),
+        ("coordinates", 1, "1 coordinate of each layer"),
         ("coordinates", None, "every weight"),
         ("network_surrogate", "ede", "trained with ede"),
         ("scaling", None, "default scaling"),

@@ -35,6 +35,7 @@ def cell(
 ) -> dict[str, Any]:
     """A cell with every default written out."""
     model = studies.create(study).settings_model
+    entries = getattr(studies.create(study), "entries", estimators.REGISTRY)
     defaults = objectives.defaults(objective["name"])
     return {
         "schema": 1,
@@ -43,7 +44,7 @@ def cell(
         "threads": 1,
         "objective": {k: v for k, v in defaults.items() if k not in ("seed", "batch")} | objective,
         "student": student or {"state": "fresh"},
-        "estimator": estimators.defaults(estimator["name"]) | estimator,
+        "estimator": entries.defaults(estimator["name"]) | estimator,
         "init": init,
         "batch": batch,
         "settings": model.model_validate(settings).model_dump(mode="json"),

@@ -88,6 +88,19 @@ def test_states_are_those_of_the_training_run(tmp_path: Path, runs: list[int]) -
         assert torch.equal(found["converged"][key], tensor)
 
 
+@pytest.mark.parametrize("objective", [SMALL, RESNET], ids=["mlp", "resnet"])
+def test_a_fresh_network_is_the_start_of_its_own_training(
+    objective: dict[str, Any], tmp_path: Path
+) -> None:
+    trained = cell("loss_decrease", objective=objective, student=TRAINED, init=2)
+    _, start = setup.prepare(networks.training_spec(trained))
+    fresh = weights_of(cell("loss_decrease", objective=objective, init=2), tmp_path)
+    for name, tensor in start.model.named_parameters():
+        assert torch.equal(fresh[name], tensor)
+    other = weights_of(cell("loss_decrease", objective=objective, init=1), tmp_path)
+    assert any(not torch.equal(fresh[name], other[name]) for name in fresh)
+
+
 def test_training_brings_the_loss_down(tmp_path: Path) -> None:
     losses = {}
     for name in ("fresh", "early", "converged"):

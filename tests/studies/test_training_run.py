@@ -63,6 +63,7 @@ def test_a_cell_is_the_run_of_its_spec(tmp_path: Path) -> None:
             assert row[name] == pytest.approx(epoch[name])
         assert row["weight_decay"] == 0.1
         assert row["epochs"] == 3
+        assert row["evaluation_examples"] == expected.final["evaluation_examples"] == 50
         assert (row["objective"], row["width"], row["model"]) == ("network", 4, "xnor_mlp")
     # three epochs are fewer than ten: the means are those of all
     for name in ("train_loss", "val_accuracy"):
@@ -85,6 +86,13 @@ def test_a_cell_is_a_pure_function(estimator: dict[str, Any], tmp_path: Path) ->
     for other in others:
         assert measured(run(other, tmp_path)[0]) != measured(first)
     assert result["estimator"] == estimator["name"]
+
+
+def test_the_images_that_are_evaluated_are_counted() -> None:
+    whole = {"evaluation_examples": None}
+    assert training_run.images_of(cell(**whole)) == (60_000, 10_000)
+    assert training_run.images_of(cell(**whole, validation=0.1)) == (54_000, 6_000)
+    assert training_run.images_of(cell(examples=500, validation=0.1)) == (500, 50)
 
 
 def test_estimators_drive_the_run(tmp_path: Path) -> None:
@@ -164,5 +172,5 @@ def test_work_known_beforehand() -> None:
     study = studies.create("training_run")
     assert study.forward_passes(config) == 3 * training_run.steps_of(config)
     assert study.forward_passes(cell(configs.NES)) > study.forward_passes(cell())
-    assert training_run.seconds_per_step(cell()) > 0
+    assert studies.seconds_per_step(cell()) > 0
     assert studies.bytes_needed(config) > 2**28

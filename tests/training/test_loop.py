@@ -264,6 +264,9 @@ class _Failing:
         loss = torch.tensor(torch.inf if step == self.at else 1.0)
         return loss, torch.tensor(0)
 
+    def measured(self) -> dict[str, float]:
+        return {}
+
 
 @pytest.mark.parametrize("look", [1, 2, 50])
 @pytest.mark.parametrize("at", [0, 3, 5])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gradlab.training import schedules
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "constant": {}, "cosine": {}, "linear": {}, "one_cycle": {},
+    "constant": {}, "cosine": {}, "exponential": {}, "linear": {}, "one_cycle": {},
     "step": {"milestones": [1, 2], "gamma": 0.5},
 }  # fmt: skip
 
@@ -54,6 +54,15 @@ def test_cosine_is_torchs(final: float) -> None:
         optimizer.step()
         theirs.step()
     assert rates("cosine", 0.2, 4, 3, final_lr=final) == pytest.approx(expected, rel=1e-9)
+
+
+def test_linear_can_hold_the_full_rate_first() -> None:
+    found = rates("linear", 1.0, 2, 4, hold=0.5)
+    assert found == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_exponential_falls_after_every_epoch() -> None:
+    assert rates("exponential", 1.0, 2, 3, gamma=0.5) == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_linear_is_a_straight_line_to_its_end() -> None:

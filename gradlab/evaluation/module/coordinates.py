@@ -7,9 +7,10 @@ next as long as that treats channels apart: elementwise operations, BatchNorm in
 pooling, sign. If everything that the rest of the network sees is then what it was before, as it is
 for most examples behind a sign when ε is small, the example's loss has not changed, and nothing
 else is computed for it. Only changed pairs of a move and an example go through the rest of the
-network, as one batch of examples. Where the changed activations take few values, pairs that change
-the same single activation to the same value share one evaluation: behind a linear layer all weights
-of a neuron do.
+network, as one batch of examples, or, on a CPU, where its convolutions have inputs of few levels,
+pair by pair and only as far as these change (:mod:`gradlab.evaluation.module.walk`). Where the
+changed activations take few values, pairs that change the same single activation to the same value
+share one evaluation: behind a linear layer all weights of a neuron do.
 
 Parameters of other kinds, shared ones, modules that cannot be traced or that couple examples are
 evaluated as populations (:class:`gradlab.evaluation.module.ModuleEvaluator`).
@@ -31,12 +32,13 @@ from gradlab.evaluation.module.executor import Executor
 from gradlab.evaluation.module.footprint import line, peak_bytes
 from gradlab.evaluation.module.graph import Environment, ModuleGraph, Schedule
 from gradlab.evaluation.module.moves import Moves, find_moves
+from gradlab.evaluation.module.walk import MOST_LEVELS, Walk
 from gradlab.evaluation.population import Params
 
 # Bytes in flight on a CPU: beyond some megabytes operations wait for memory.
 _CPU_BYTES = 2**26
-# More values than this are no levels.
-_MOST_LEVELS = 16
+# Walking pays as long as no larger share of the inputs of convolutions changes.
+_MOST_CHANGED = 0.375
 
 
 @dataclass
@@ -246,6 +248,7 @@ class _Differences:
         index = index[:2]
         these = targets[index % batch]
         few = _Block(values, self._rows(values), these, these)
+        self.walk: Walk | None = None
         self.example = max(1, peak_bytes(lambda: self._losses_of(few, index)) // 2)
         follow = peak_bytes(lambda: self._follow(output, values, index))
         # of one example in one copy: the changed channels, and their comparison
@@ -256,10 +259,28 @@ class _Differences:
                 for count in (min(2, batch), min(3, batch))
             ]
         )
+        if self.by_rows:
+            prefix += self._plan_walk(values)
         each = max(self.followed, self.example)
         fitting = min(self.room // each, (self.room - fixed) // max(1, prefix))
         self.examples = min(batch, max(1, fitting))
         return True
+
+    def _plan_walk(self, values: Environment) -> int:
+        """Walk through the rest of the network if it lends itself; bytes kept of an example."""
+        alike = [node for node in self.beside if self.kinds[node] == "examples"]
+        walk = Walk(self.graph, self.suffix, self.exits, alike, values, self.state)
+        if not walk.pays():
+            return 0
+        self.walk = walk
+        left = tuple(node for node in self.suffix.nodes if node not in set(walk.nodes))
+        keep = frozenset({self.graph.result})
+        self.ending = Executor(self.graph, Schedule.of(left, keep), self.state)
+        self.read = {self.graph.result, *(each for node in left for each in node.all_input_nodes)}
+        remembered = Schedule.of(self.suffix.nodes, keep.union(walk.remembered))
+        self.settling = Executor(self.graph, remembered, self.state)
+        self.followed += sum(values[node].nbytes for node in self.exits)
+        return sum(values[node][0].nbytes for node in walk.remembered)
 
     def _values(self, inputs: Tensor, keep: frozenset[Node]) -> Environment:
         """Values of nodes ``keep`` on a block of inputs."""
@@ -284,13 +305,29 @@ class _Differences:
         """Add the jumps of some examples to ``total``; whether their losses are numbers."""
         values, rows = self._kept(self.evaluator.inputs[low:high])
         targets = self.evaluator.targets[low:high]
-        index = torch.arange(high - low, device=targets.device)
-        block = _Block(values, rows, targets, targets)
-        block = replace(block, losses=self._losses_of(block, index))
-        held = max(1, self.room // (self.followed * len(index)))
+        block = self._settled(_Block(values, rows, targets, targets))
+        held = max(1, self.room // (self.followed * (high - low)))
         for first, last in pop.chunks(len(self.moves.ids), held):
             self._copies(range(first, last), block, total)
+            if self.walk is not None and self.walk.share > _MOST_CHANGED:
+                self.walk = None
+                block = self._settled(block)
         return bool(block.losses.isfinite().all())
+
+    def _settled(self, block: _Block) -> _Block:
+        """A block with its losses when nothing moves."""
+        index = torch.arange(len(block.targets), device=block.targets.device)
+        if self.walk is not None:
+            exits = {node: self._chosen(block, node, index) for node in self.exits}
+            environment = self._environment(exits, block, index, self.beside)
+            found = {**environment, **self.settling.run(environment)}
+            if self.walk.remember(found):
+                still = torch.full_like(index, -1)
+                exits = {n: self._chosen(block, n, index) for n in self.exits if n in self.read}
+                losses = self._walked((still, still, index), block, exits)
+                return replace(block, losses=losses)
+            self.walk = None
+        return replace(block, losses=self._losses_of(block, index))
 
     def _copies(self, numbers: range, block: _Block, total: Tensor) -> None:
         """Add the jumps of some copies of the layer's output to ``total``."""
@@ -320,6 +357,8 @@ class _Differences:
             _, inverse = torch.unique(keys, return_inverse=True)
             chosen = chosen.new_zeros(int(inverse.max()) + 1).scatter_(0, inverse, chosen)
         self.stats.evaluated += len(chosen)
+        if self.walk is not None:
+            self.walk.follow(after)
         parts = []
         most = max(1, self.room // self.example)
         rounds = -(-len(chosen) // most)
@@ -347,10 +386,10 @@ class _Differences:
             return None
         place = different.to(torch.uint8).argmax(dim=1)
         now = self._flat(after[node])[copy_of, channels, place]
-        if len(torch.unique(now[:4096])) > _MOST_LEVELS:
+        if len(torch.unique(now[:4096])) > MOST_LEVELS:
             return None
         levels = torch.unique(now)
-        if len(levels) > _MOST_LEVELS or bool(levels.isnan().any()):
+        if len(levels) > MOST_LEVELS or bool(levels.isnan().any()):
             return None
         level = torch.searchsorted(levels, now)
         rows, size = changes[node].shape[1:]
@@ -371,10 +410,16 @@ class _Differences:
         number = torch.arange(len(examples), device=examples.device)
         exits = {}
         for node in self.exits:
+            if self.walk is not None and node not in self.read:
+                continue
             exits[node] = self._chosen(block, node, examples)
             now = after[node].movedim(self.channel, 1)
             exits[node].movedim(self.channel, 1)[number, channels] = now[copy_of, channels]
-        return self._losses(exits, block, examples) - block.losses[examples]
+        if self.walk is None:
+            losses = self._losses(exits, block, examples)
+        else:
+            losses = self._walked(pairs, block, exits)
+        return losses - block.losses[examples]
 
     def _losses_of(self, block: _Block, index: Tensor) -> Tensor:
         """Losses of examples ``index`` of a block when nothing moves."""
@@ -394,14 +439,30 @@ class _Differences:
         found = self.following.run(environment)
         return {node: found.get(node, moved) for node in self.exits}
 
-    def _losses(self, exits: Environment, block: _Block, index: Tensor) -> Tensor:
-        """Losses when the exits have these values for the examples ``index`` of a block."""
+    def _environment(
+        self, exits: Environment, block: _Block, index: Tensor, beside: Sequence[Node]
+    ) -> Environment:
+        """Exits, and nodes ``beside`` them, for the examples ``index`` of a block."""
         environment = {
             node: self._chosen(block, node, index)
             if node in block.rows and self.kinds[node] == "examples"
             else select(block.values[node], self.kinds[node], index)
-            for node in self.beside
+            for node in beside
         }
-        environment.update(exits)
+        return {**environment, **exits}
+
+    def _losses(self, exits: Environment, block: _Block, index: Tensor) -> Tensor:
+        """Losses when the exits have these values for the examples ``index`` of a block."""
+        environment = self._environment(exits, block, index, self.beside)
         found = {**exits, **self.finishing.run(environment)}
+        return self.program.loss(found[self.graph.result], block.targets[index])
+
+    def _walked(self, pairs: tuple[Tensor, ...], block: _Block, exits: Environment) -> Tensor:
+        """The same of pairs (copy, channel, example), given the exits that are not walked from."""
+        assert self.walk is not None
+        copies, channels, index = pairs
+        beside = [node for node in self.beside if node in self.read]
+        environment = self._environment(exits, block, index, beside)
+        environment.update(self.walk.run(copies, channels, index))
+        found = {**environment, **self.ending.run(environment)}
         return self.program.loss(found[self.graph.result], block.targets[index])

@@ -104,7 +104,7 @@ def _function(graph: ModuleGraph, node: Node, state: State) -> Callable[..., Any
     module = graph.submodule(node)
     if module is None:
         if node.target in (binarize, straight_through):
-            return _binarized
+            return binarized
         return node.target if callable(node.target) else None
     own = {key: state[name] for key, name in graph.local_names(node).items()}
     if module._forward_hooks or module._forward_pre_hooks:
@@ -126,7 +126,7 @@ def _function(graph: ModuleGraph, node: Node, state: State) -> Callable[..., Any
     return None
 
 
-def _binarized(x: Tensor, rule: Any) -> Tensor:
+def binarized(x: Tensor, rule: Any) -> Tensor:
     """The value of ``binarize`` and ``straight_through``, without what derivatives need."""
     forward = getattr(rule, "forward", None)
     found: Tensor = binarize(x, rule) if forward is None else forward(x)

@@ -139,7 +139,7 @@ def find_layer(graph: ModuleGraph, name: str, state: State) -> Layer | None:
         plain = not (module._forward_hooks or module._forward_pre_hooks)
         if type(module) not in (nn.Linear, nn.Conv2d) or len(local) != 1 or not plain:
             return None
-        arguments = _module_arguments(module, reader)
+        arguments = module_arguments(module, reader)
         return _layer(reader, arguments, local[0] == "bias", ()) if arguments else None
     chain = [reader]
     values: dict[Node, Any] = {reader: state[name]}
@@ -174,7 +174,8 @@ def _with_constants(graph: ModuleGraph, node: Node, values: Mapping[Node, Any]) 
     return {**made, **values}
 
 
-def _module_arguments(module: nn.Module, node: Node) -> dict[str, Any] | None:
+def module_arguments(module: nn.Module, node: Node) -> dict[str, Any] | None:
+    """The same of a node that calls a linear layer's or convolution's module."""
     if len(node.args) != 1 or not isinstance(node.args[0], Node):
         return None
     if isinstance(module, nn.Linear):

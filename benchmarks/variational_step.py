@@ -1,0 +1,169 @@
+"""What does a training step with noisy weights cost, against the same step without noise?
+
+LeNet-300-100 (784-300-100-10, ReLU, batch 100, random images), a step being the loss, its
+gradient and fused Adam; for gradlab's methods also ``project``, and for all methods the KL term,
+where they have one. ``plain`` is ``torch.nn.Linear``. Peers are measured if they are installed:
+
+- cplxmodule's ``LinearVD`` (sparse variational dropout) and ``LinearARD``;
+- bayesian-torch's ``LinearReparameterization`` and ``LinearFlipout`` (Bayes by Backprop).
+
+``--peers`` names a folder that holds them (``pip install --no-deps --target peers cplxmodule
+bayesian-torch``); what cannot be imported is named and left out. Interleaved in one run. Bar:
+gradlab's sparse variational dropout costs at most 2.2 times the plain step.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import _common
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradlab.variational import kl_divergence, project, to_variational
+
+WIDTHS = (784, 300, 100, 10)
+BATCH, IMAGES = 100, 60_000
+GRADLAB: dict[str, tuple[str, dict[str, Any]]] = {
+    "gradlab sparse": ("sparse", {}),
+    "gradlab sparse, log alpha": ("sparse", {"parameterization": "log_alpha"}),
+    "gradlab hierarchical": ("hierarchical", {}),
+    "gradlab variational_b": ("variational_b", {}),
+    "gradlab bayes_by_backprop, weights": ("bayes_by_backprop", {"estimator": "weights"}),
+    "gradlab bayes_by_backprop, local": ("bayes_by_backprop", {"estimator": "local"}),
+    "gradlab bayes_by_backprop, flipout": ("bayes_by_backprop", {"estimator": "flipout"}),
+}
+# name, package, module, class, how its KL is asked for
+PEERS = [
+    ("cplxmodule LinearVD", "cplxmodule", "cplxmodule.nn.relevance", "LinearVD"),
+    ("cplxmodule LinearARD", "cplxmodule", "cplxmodule.nn.relevance", "LinearARD"),
+    ("bayesian-torch LinearReparameterization", "bayesian-torch", "bayesian_torch.layers",
+     "LinearReparameterization"),
+    ("bayesian-torch LinearFlipout", "bayesian-torch", "bayesian_torch.layers", "LinearFlipout"),
+]  # fmt: skip
+Step = Callable[[], None]
+
+
+def network(linear: Callable[[int, int], nn.Module]) -> nn.Sequential:
+    """LeNet-300-100 of the given layers."""
+    modules: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(WIDTHS):
+        modules += [linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*modules[:-1])
+
+
+def a_step(
+    model: nn.Module,
+    divergence: Callable[[], Tensor] | None,
+    afterwards: Callable[[], None],
+    batch: tuple[Tensor, Tensor],
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Step:
+    """One step of training, to be called again and again."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    run = forward or model
+    images, labels = batch
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(run(images), labels)
+        if divergence is not None:
+            loss = loss + divergence() / IMAGES
+        loss.backward()
+        optimizer.step()
+        afterwards()
+
+    return step
+
+
+def peer(package: str, module: str, kind: str, batch: tuple[Tensor, Tensor]) -> Step:
+    """The step of a peer; ``ImportError`` where it is not installed."""
+    layer = getattr(importlib.import_module(module), kind)
+    model = network(layer).to(batch[0].device)
+    if package == "cplxmodule":
+        penalties = importlib.import_module(module).penalties
+        return a_step(model, lambda: sum(penalties(model)), lambda: None, batch)  # type: ignore[arg-type]
+    terms: list[Tensor] = []
+
+    def forward(x: Tensor) -> Tensor:
+        terms.clear()
+        for each in model:
+            if isinstance(each, nn.ReLU):
+                x = F.relu(x)
+            else:
+                x, term = each(x)
+                terms.append(term)
+        return x
+
+    return a_step(model, lambda: sum(terms), lambda: None, batch, forward)  # type: ignore[arg-type]
+
+
+def cases(device: str) -> tuple[dict[str, Step], dict[str, str], list[str]]:
+    """The steps, versions of the peers that are there, and what is missing."""
+    torch.manual_seed(0)
+    batch = torch.rand(BATCH, WIDTHS[0]).to(device), torch.randint(0, 10, (BATCH,)).to(device)
+    found = {"plain": a_step(network(nn.Linear).to(device), None, lambda: None, batch)}
+    for name, (method, options) in GRADLAB.items():
+        model = to_variational(network(nn.Linear).to(device), method, **options)
+        found[name] = a_step(
+            model, lambda m=model: kl_divergence(m), lambda m=model: project(m), batch
+        )
+    versions, missing = {}, []
+    for name, package, module, kind in PEERS:
+        try:
+            found[name] = peer(package, module, kind, batch)
+            versions[package] = version(package)
+        except (ImportError, AttributeError) as error:
+            missing.append(f"{name} ({error})")
+    return found, versions, missing
+
+
+def main() -> int:
+    """Measure and write the result; 1 if the bar is missed."""
+    parser = _common.parser(__doc__)
+    parser.add_argument("--peers", type=Path, help="folder with installed peers")
+    parser.add_argument("--steps", type=int, default=50, help="steps in a row [50]")
+    parser.set_defaults(rounds=9)
+    options = parser.parse_args()
+    _common.start(options)
+    if options.quick:
+        options.steps, options.rounds = 2, 2
+    if options.peers is not None:
+        sys.path.append(str(options.peers))
+    found, versions, missing = cases(options.device)
+    for words in missing:
+        print(f"left out: {words}")
+
+    def repeated(step: Step) -> Step:
+        def run() -> None:
+            for _ in range(options.steps):
+                step()
+
+        return run
+
+    seconds = _common.interleaved(
+        {name: repeated(step) for name, step in found.items()}, options.rounds, options.device
+    )
+    rows = {}
+    for name, values in seconds.items():
+        milliseconds = _common.spread([1000 * value / options.steps for value in values])
+        times_plain = _common.ratio(values, seconds["plain"])
+        rows[name] = {"milliseconds": milliseconds, "times_plain": times_plain}
+        print(f"{name:42s} {_common.words(milliseconds):22s} ms, "
+              f"{_common.words(times_plain)} times plain", flush=True)  # fmt: skip
+    results = {"widths": WIDTHS, "batch": BATCH, "rows": rows, "peers": versions,
+               "left_out": missing}  # fmt: skip
+    sparse = rows["gradlab sparse"]["times_plain"]["median"]
+    bar = _common.bar("sparse variational dropout over the plain step", sparse, at_most=2.2)
+    return _common.finish("variational_step", options, results, [bar])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
