@@ -44,7 +44,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
 
     with _style.theme():
         figure, axes = _style.panels(
-            bands.height, bands.across, width=2.8, height=2.0, sharex=True, sharey=True,
+            bands.height, bands.across, width=2.8, height=2.0, sharex=True,
             extra=_style.legend_width([*looks, "threshold"]),
         )  # fmt: skip
         for problem, (condition, method) in enumerate(panels):

@@ -23,6 +23,9 @@ from gradlab.cli import sweeps, views  # noqa: F401
 from gradlab.cli import data, training  # noqa: F401
 
 # isort: split
+from gradlab.cli import compression  # noqa: F401
+
+# isort: split
 from gradlab.cli import machine  # noqa: F401
 from gradlab.cli.common import UsageError, WorkError, app
 

@@ -74,7 +74,11 @@ OPTIONS = {
 }  # fmt: skip
 LATER = {"evaluation_examples"}
 """Settings that the first tables have no column for: a row without one says nothing about it."""
-SYMBOLS = {"sigma": "σ", "epsilon": "ε", "beta": "β", "population": "P"}
+SYMBOLS = {
+    "sigma": "σ", "epsilon": "ε", "beta": "β", "population": "P",
+    "bayes_by_backprop_estimator": "noise", "l0_weight_decay": "weight decay",
+    "prior_sigma": "prior σ",
+}  # fmt: skip
 SCALES = {"epsilon": 0.1, "sigma": 0.1, "threshold": 1.0}
 """The scales of estimators, with the value that is shown where a figure has room for one."""
 THRESHOLD = re.compile(r"\(threshold=([\d.eE+-]+)\)")

@@ -139,7 +139,8 @@ def _rankings(frame: pd.DataFrame) -> list[Finding]:
 def _agreement(judges: Wide, kind: str) -> str:
     """``One draw and the mean weights agree in 8 of 10 pairs (…); otherwise: …``."""
     one, other = judges["sample"], judges[kind]
-    first, second = one.mean(axis=1), other.mean(axis=1)
+    digits = published_ranking.DIGITS
+    first, second = (wide.mean(axis=1).round(digits) for wide in (one, other))
     methods = list(first.sort_values(ascending=False, kind="stable").index)
     pairs = list(itertools.combinations(methods, 2))
     flips = [(a, b) for a, b in pairs if (first[a] - first[b]) * (second[a] - second[b]) < 0]

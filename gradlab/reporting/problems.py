@@ -45,7 +45,7 @@ BLOCKS = {"xnor": "XNOR blocks", "bireal": "Bi-Real blocks", "bmxnet": "BMXNet b
 STATES = {"early": "early in training", "mid": "mid-training"}
 NOISY_LAYERS = {
     "all": "noise on all layers", "linear": "noise on linear layers",
-    "conv": "noise on convolutions",
+    "conv": "noise on convolutions", "auto": "noise on each method's own layers",
 }  # fmt: skip
 LABELLED = {"yes": "shuffled labels", "no": "true labels"}
 MOVED = {"all": "all layers step", "hidden": "hidden layers step", "output": "output layer steps"}

@@ -19,6 +19,7 @@ from gradlab.reporting import published_variational as variational
 from gradlab.reporting.columns import PREDICTIONS
 from gradlab.reporting.wording import count, listed
 
+DIGITS = 9  # means that agree so far are equal: only their sums were rounded otherwise
 MOST = 4  # rows that a sentence names
 
 
@@ -58,10 +59,10 @@ def _ranked(frame: pd.DataFrame, rows: list[variational.Row], scale: float) -> l
             continue
         remark, group = near[0]
         wide = summaries.replicate_means(group, ["method"], [noise.final(k) for k in noise.JUDGES])
-        own = wide.set_index("init")
+        own = wide.set_index("init").drop(columns="method").dropna()
         name = noise.run_name(group.iloc[0].to_dict(), frame)
         # a method that was published twice is one of ours, and no rival of itself
-        if own.isna().any(axis=None) or name in seen:
+        if own.empty or name in seen:
             continue
         seen.add(name)
         ours = name + (f": {remark}" if remark else "")
@@ -77,7 +78,9 @@ def _ranked(frame: pd.DataFrame, rows: list[variational.Row], scale: float) -> l
     for kind in noise.JUDGES:
         values = np.array([own[noise.final(kind)].mean() for own in vectors])
         # a row against another: +1 where both orders agree, −1 where they do not
-        signs = np.sign(theirs[:, None] - theirs) * np.sign(values[:, None] - values)
+        signs = np.sign(theirs[:, None] - theirs) * np.sign(
+            np.round(values[:, None] - values, DIGITS)
+        )
         wrong[kind] = signs < 0
         for i, (entry, rank) in enumerate(zip(entries, _ranks(values), strict=True)):
             entry |= {f"{kind}_accuracy": values[i], f"{kind}_rank": rank,
@@ -93,7 +96,7 @@ def _ranked(frame: pd.DataFrame, rows: list[variational.Row], scale: float) -> l
 
 def _ranks(values: np.ndarray) -> list[int]:
     """Places from 1 for the largest; equal values share one."""
-    return [int((values > value).sum()) + 1 for value in values]
+    return [int((np.round(values - value, DIGITS) > 0).sum()) + 1 for value in values]
 
 
 def _statement(entry: dict[str, Any], passed: list[str], behind: list[str]) -> str:

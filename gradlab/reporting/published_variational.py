@@ -33,7 +33,7 @@ IMAGES = {"mnist": 60_000, "cifar10": 50_000}
 DEFAULTS = {"hidden": "[300, 100]", "scale": 1.0}
 """Options that a model takes where a table has no value."""
 COMPARISON = {
-    "mode": "faithful", "epochs": 100, "batch_size": 1_000, "optimizer": "adam",
+    "mode": "faithful", "pixels": "symmetric", "epochs": 100, "batch_size": 1_000, "optimizer": "adam",
     "learning_rate": 1e-3, "schedule": "constant", "kl_weight": "constant", "weight_decay": 0.0,
     "crop": 0, "flip": False, "clip": 0.0, "samples": 1, "pretrain_epochs": 0,
 }  # fmt: skip
@@ -273,6 +273,9 @@ def _with_defaults(frame: pd.DataFrame) -> pd.DataFrame:
         frame[option] = frame[option].where(frame[option].notna(), value)
     if "estimator" in frame:
         frame["estimator"] = frame["estimator"].replace("ard", "hierarchical")
+    if "convert" in frame and "side" in frame:  # noise on units belongs to layers of its own
+        own = frame["side"].map({"input": "linear", "output": "conv"})
+        frame["convert"] = frame["convert"].where(frame["convert"] != "auto", own.fillna("all"))
     return frame
 
 
@@ -349,6 +352,8 @@ def differences(row: Mapping[Any, Any], protocol: Mapping[str, Any]) -> list[str
             continue
         if column in WORDS and float(ours) < value:
             found.append(f"{float(ours):,.0f} of {value:,} {WORDS[column]}")
+        elif column == "random_labels":
+            found.append(phrase(column, ours))
         elif column not in least:
             found.append(f"{phrase(column, ours)}, not {word(value)}")
     if row.get("validation"):

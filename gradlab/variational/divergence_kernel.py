@@ -13,24 +13,24 @@ exponential are polynomials, good to a few units in the last place of float32; t
 seconds, and keeps the result beside this file.
 
 >>> weight, log_sigma2 = torch.tensor([1.0, 0.1]), torch.tensor([0.0, 0.0])
->>> float(divergence(weight, log_sigma2, 0.0))  # ½ ln 2 + ½ ln 1.01
+>>> float(divergence(weight, log_sigma2, ard))  # ½ ln 2 + ½ ln 1.01
 0.351...
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gradlab.evaluation.compiled.noise import _bits, _float
 from gradlab.evaluation.noise import LN2_HIGH, LN2_LOW, LOG, SQRT_HALF_BITS
-from gradlab.variational.kl import _K1, _K2, _K3
+from gradlab.variational.kl import _K1, _K2, _K3, ard, log_uniform
 
 f32, i32 = np.float32, np.int32
 # Sums may be reordered, which vectors need, and products fused into sums. NaN and ∞ stay.
@@ -38,7 +38,9 @@ _compiled: Any = numba.njit(
     nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
 )
 
-LOG_UNIFORM_K1, ARD_K1 = _K1, 0.0
+Fit: TypeAlias = Callable[[Tensor], Tensor]
+# k₁ of the divergences that the kernel computes
+FITS: dict[Fit, float] = {log_uniform: _K1, ard: 0.0}
 
 # Weights whose factors 1 + exp(−|ln α|) ≤ 2 are multiplied before one logarithm is taken.
 _FACTORS = 96
@@ -64,7 +66,7 @@ def _exp(x: Any) -> Any:
 
 @_compiled  # type: ignore[untyped-decorator]
 def _log(x: Any) -> Any:
-    """Of normal positive numbers."""
+    """Of normal positive numbers, ∞ and NaN."""
     bits = _bits(x)
     exponent = i32(i32(bits - i32(SQRT_HALF_BITS)) >> i32(23))
     rest = _float(i32(bits - (exponent << i32(23)))) - f32(1.0)
@@ -78,7 +80,8 @@ def _log(x: Any) -> Any:
     series = series * rest + f32(LOG[0])
     scale, square = f32(exponent), rest * rest
     tail = square * rest * series + scale * f32(LN2_LOW)
-    return scale * f32(LN2_HIGH) + (rest + (tail - f32(0.5) * square))
+    found = scale * f32(LN2_HIGH) + (rest + (tail - f32(0.5) * square))
+    return found if x < f32(np.inf) else x  # NaN too
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -99,7 +102,7 @@ def _divergence(weight: Any, log_sigma2: Any, by_weight: Any, by_log_sigma2: Any
             y = _LARGEST if y > _LARGEST else y
             y = -_LARGEST if y < -_LARGEST else y
             rest = f32(1.0) / (f32(1.0) + _exp(y))
-            # NaN comes through the absolute value
+            # the absolute value lets NaN through, comparisons do not
             terms += k1 * rest + f32(0.25) * (size - log_alpha)
             factors *= f32(1.0) + z
             small = (z if log_alpha > 0 else f32(1.0)) / (f32(1.0) + z)
@@ -122,28 +125,32 @@ def _bound(weight: Any, log_sigma2: Any, low: Any, high: Any) -> None:
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, k1: float) -> Tensor:
-        total, ctx.slopes = _with_slopes(weight, log_sigma2, k1)
-        ctx.k1 = k1
+    def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, fit: Fit) -> Tensor:
+        total, ctx.slopes = _with_slopes(weight, log_sigma2, fit)
+        ctx.fit = fit
         ctx.save_for_backward(weight, log_sigma2)
         return weight.new_tensor(total)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, log_sigma2 = saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            log_alpha = log_sigma2 - torch.log(weight.square() + 1e-8)
+            total = ctx.fit(log_alpha).sum()
+            exact = torch.autograd.grad(total, saved, create_graph=True)
+            return grad * exact[0], grad * exact[1], None
         # Slopes become gradients in place, for fresh memory costs more than what is written to it;
         # a graph that is kept and walked again computes them again.
-        saved = ctx.saved_tensors
-        slopes = ctx.slopes or _with_slopes(saved[0], saved[1], ctx.k1)[1]
+        slopes = ctx.slopes or _with_slopes(weight, log_sigma2, ctx.fit)[1]
         ctx.slopes = None
         return slopes[0].mul_(grad), slopes[1].mul_(grad), None
 
 
 def _with_slopes(
-    weight: Tensor, log_sigma2: Tensor, k1: float
+    weight: Tensor, log_sigma2: Tensor, fit: Fit
 ) -> tuple[float, tuple[Tensor, Tensor]]:
     slopes = torch.empty_like(weight), torch.empty_like(log_sigma2)
-    total = _divergence(*_arrays(weight, log_sigma2, *slopes), f32(k1))
+    total = _divergence(*_arrays(weight, log_sigma2, *slopes), f32(FITS[fit]))
     return float(total), slopes
 
 
@@ -160,15 +167,15 @@ def serves(weight: Tensor, log_sigma2: Tensor) -> bool:
     )  # fmt: skip
 
 
-def divergence(weight: Tensor, log_sigma2: Tensor, k1: float) -> Tensor:
-    """The summed divergence in nats, ``()``; differentiable once, in the usual mode.
+def divergence(weight: Tensor, log_sigma2: Tensor, fit: Fit) -> Tensor:
+    """``fit(log_alpha).sum()`` in nats, ``()``.
 
     Args:
         weight: θ, any shape; see :func:`serves`.
         log_sigma2: ln σ², of the same shape.
-        k1: ``LOG_UNIFORM_K1`` or ``ARD_K1``.
+        fit: one of ``FITS``.
     """
-    total: Tensor = _Divergence.apply(weight, log_sigma2, k1)  # type: ignore[no-untyped-call]
+    total: Tensor = _Divergence.apply(weight, log_sigma2, fit)  # type: ignore[no-untyped-call]
     return total
 
 

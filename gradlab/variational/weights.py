@@ -80,8 +80,6 @@ from gradlab.variational.units import (
 NOISES = ("preactivations", "weights")
 PARAMETERIZATIONS = ("log_sigma2", "log_alpha")
 INITIAL_LOG_SIGMA2 = -10.0
-# of the priors that compiled loops know
-_K1 = {LOG_UNIFORM: kernel.LOG_UNIFORM_K1, HIERARCHICAL: kernel.ARD_K1}
 # added to θ² wherever it is divided by, or its logarithm taken
 _SMALLEST_SQUARE = 1e-8
 
@@ -296,11 +294,11 @@ class _WeightNoise(StochasticLayer):
         """Summed over the weights."""
         if not isinstance(self.method, _Learned):
             return super().kl()
-        k1 = _K1.get(self.method.prior)
-        if k1 is not None and self._compiled():
+        fit = self.method.prior.divergence
+        if fit in kernel.FITS and self._compiled():
             assert self.log_sigma2 is not None
-            return kernel.divergence(self.weight, self.log_sigma2, k1)
-        return self.method.prior.divergence(self.log_alpha()).sum()
+            return kernel.divergence(self.weight, self.log_sigma2, fit)
+        return fit(self.log_alpha()).sum()
 
     def log_alpha(self) -> Tensor:
         """Of every weight, or one for all, ``()``, where it is fixed."""
