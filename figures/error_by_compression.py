@@ -44,6 +44,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     dense = dense.assign(error=1 - dense[noise.final("mean")])
     flat = summaries.over_inits(dense, noise.BY, "error").dropna(subset="mean")
     theirs = published_points(tables["training_result"])
+    everyone = pd.concat([means["compression"], theirs["compression"]])
+    wide = everyone.max() > 5 * everyone.min()
     looks = {m: look for m, look in _style.styles(everything).items()
              if m in set(frame["method"])}  # fmt: skip
 
@@ -69,7 +71,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 ax.plot(row["compression"], row["published"], "Dsv^"[place % 4], color=_style.FAINT,
                         markersize=6.5, markerfacecolor="none", markeredgewidth=1.2,
                         linestyle="none", zorder=4, label=row["name"])  # fmt: skip
-            _style.log_axis(ax, "x")
+            if wide:
+                _style.log_axis(ax, "x")
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g}"))
             if bands.lowest(problem, 0):
                 ax.set_xlabel("compression")

@@ -1,7 +1,7 @@
 """Histograms of log α of every layer at the end: noise, relative to the weight, of each weight.
 
 α is the variance of a weight's noise over its squared mean. Right of the dashed line weights are
-removed; what lies beyond the axis is counted at its ends.
+removed; what lies beyond the axis is counted at its ends. Methods with one fixed α are left out.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     """
     _style.table(tables, "log_alpha", noise.LOG_ALPHA)
     frame = noise.named(tables["log_alpha"], noise.LOG_ALPHA)
-    frame = frame[frame["low"].notna()]
-    names = list(dict.fromkeys(frame["layer"].astype(str)))
-    shown = names[:MOST_LAYERS]
+    frame = learned(frame[frame["low"].notna()])
     shares = share(frame)
     if shares.empty:
-        raise ValueError("no layer has a log alpha: there is no histogram to draw.")
+        raise ValueError("no layer has learned a log alpha: there is no histogram to draw.")
+    names = in_depth_order(shares)
+    shown = names[:MOST_LAYERS]
     panels = in_order(shares, columns.conditions(frame), list(columns.methods(frame).index))
     several = frame["condition"].nunique() > 1
     looks = _series.ordered([noise.layer_name(layer) for layer in shown])
@@ -68,7 +68,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         _legend(axes[0, -1], looks, len(thresholds(frame)) > 0)
         _style.title(figure, "How much noise the weights of each layer have")
         inits = frame["init"].nunique()
-        hidden = len(dict.fromkeys(frame["layer"])) - len(shown)
+        hidden = len(names) - len(shown)
         notes = [
             _notes.problem_note(frame),
             f"Counts of {inits} inits are added up." if inits > 1 else "One init.",
@@ -76,6 +76,21 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             _notes.run_note(frame),
         ]
         return _style.finish(figure, shares, notes)
+
+
+def learned(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods that have more than one fixed α for a whole layer."""
+    runs = [*noise.BY, *(c for c in columns.REPLICATES if c in frame), "layer"]
+    values = frame.groupby(runs, dropna=False)["count"].transform("sum")
+    most = values.groupby([frame[c] for c in noise.BY]).transform("max")
+    return frame[most > 1]
+
+
+def in_depth_order(frame: pd.DataFrame) -> list[str]:
+    """The layers as they come; first those of the method that has the most of them."""
+    found = [list(dict.fromkeys(rows["layer"])) for _, rows in frame.groupby(noise.BY, sort=False)]
+    found.sort(key=len, reverse=True)
+    return list(dict.fromkeys(layer for layers in found for layer in layers))
 
 
 def share(frame: pd.DataFrame) -> pd.DataFrame:

@@ -56,7 +56,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
 
     with _style.theme():
         figure, axes = _style.panels(
-            bands.height, bands.across, width=2.6, height=2.1, sharex=True, sharey="row",
+            bands.height, bands.across, width=2.6, sharex=True, sharey="row",
+            height=max(2.1, _style.legend_height([*looks, "evaluated", "training"])),
             extra=_style.legend_width([*looks, "training images"]),
         )  # fmt: skip
         for problem, condition in enumerate(panels):

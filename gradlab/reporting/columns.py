@@ -58,6 +58,7 @@ MEASUREMENTS = {
     "val_loss", "val_accuracy", "best_val_accuracy", "ema_loss", "ema_accuracy", "flip_ratio",
     "images_per_second", "coordinate", "offset", "slope", "chord_slope", "train_nll", "kl",
     "kl_weight_now", "sample_loss", "sample_accuracy", "pruned_loss", "pruned_accuracy",
+    "relative_variance_per_pass", "signal_to_noise", "bias_z", "gradient_variance",
     "compression", "last_val_accuracy", "last_val_loss", "last_sample_accuracy",
     "last_pruned_accuracy", "last_compression", "best_sample_accuracy", "best_pruned_accuracy",
     *(f"final_{kind}_{measure}" for kind in PREDICTIONS for measure in PREDICTED),
@@ -66,6 +67,7 @@ OPTIONS = {
     "surrogate", "epsilon", "population", "sigma", "fitness", "gradient", "antithetic", "passes",
     "layers", "noise", "condition_last", "baseline", "ridge", "beta", "threshold", "temperature",
     "samples", "sigma_gradient", "weight_surrogate",
+    "noise_scale",  # of gradient sources
     # of variational methods
     "p", "side", "mode", "parameterization", "initial", "prior", "prior_sigma", "pi", "sigma1",
     "sigma2", "initial_mean", "initial_rho", "bias_noise", "groups", "penalty", "droprate_init",

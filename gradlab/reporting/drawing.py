@@ -40,6 +40,7 @@ BY_KIND = {
     "variational_run": ["accuracy_by_method", "training_curves", "sparsity", "error_by_compression",
                         "log_alpha", "kept_inputs"],
     "loss_slice": ["loss_slice"],
+    "gradient_variance": ["gradient_variance"],
 }  # fmt: skip
 """The figures of each kind of study where its spec names none; those that do not apply are left
 out without a word."""

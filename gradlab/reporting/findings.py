@@ -39,6 +39,7 @@ def write(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
         findings_slice,
         findings_training,
         findings_trajectory,
+        findings_variance,
         findings_variational,
         noise,
     )
@@ -49,6 +50,7 @@ def write(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
         "trajectory": findings_trajectory.trajectory,
         "training_result": findings_training.training_result,
         "loss_slice_slopes": findings_slice.slopes,
+        "gradient_variance": findings_variance.gradient_variance,
     }
     found: list[Finding] = []
     for name, kind in kinds.items():

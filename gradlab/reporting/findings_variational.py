@@ -27,6 +27,7 @@ from gradlab.reporting.findings import Finding
 from gradlab.reporting.wording import begin, count, interval, listed, number, sample
 
 MOST = 4  # cases that a sentence names
+SMALLEST = 1.01  # compression that is worth a word
 JUDGED = {"sample": "one draw", "mean": "mean weights", "monte_carlo": "Monte Carlo"}
 Wide = dict[str, pd.DataFrame]
 
@@ -111,8 +112,9 @@ def _best(frame: pd.DataFrame) -> list[Finding]:
             text = f"by {words} {ranked[0]} with {_value(judges[kind], ranked[0])}"
             if len(ranked) > 1:
                 gap = _gap(judges[kind], ranked[0], ranked[1])
-                second = 100 * judges[kind].loc[ranked[1]].mean()
-                text += f" before {ranked[1]} with {second:.2f} %{_lead(gap)}"
+                second = f"{ranked[1]} with {100 * judges[kind].loc[ranked[1]].mean():.2f} %"
+                level = round(gap["difference"], published_ranking.DIGITS) == 0
+                text += f" level with {second}" if level else f" before {second}{_lead(gap)}"
             parts.append(text)
         inits = int(judges["mean"].notna().sum(axis=1).min())
         aside = "validation" not in frame or (frame["validation"] != 0).any()
@@ -176,7 +178,7 @@ def _two(means: pd.Series, a: str, b: str) -> str:
 
 
 def _against_none(frame: pd.DataFrame) -> list[Finding]:
-    """Every method against the same network without noise, by mean weights and Monte Carlo."""
+    """Every method against the same network without noise, by each judge."""
     names = frame.loc[frame["estimator"] == "none", "method"].unique()
     if len(names) != 1:
         return []
@@ -186,20 +188,33 @@ def _against_none(frame: pd.DataFrame) -> list[Finding]:
         methods = [m for m in judges["mean"].index if m != none]
         if none not in judges["mean"].index or not methods:
             continue
+        gaps = {m: {k: _gap(judges[k], m, none) for k in noise.JUDGES} for m in methods}
+        counted = [_above_and_below([gaps[m][kind] for m in methods], JUDGED[kind])
+                   for kind in noise.JUDGES]  # fmt: skip
+        ranked = sorted(methods, key=lambda m: -gaps[m]["mean"]["difference"])
         parts = []
-        for method in columns.methods(frame).index.intersection(methods, sort=False):
-            gaps = {kind: _gap(judges[kind], method, none) for kind in noise.JUDGES}
-            said = [f"{_points(gaps[kind])} by {JUDGED[kind]}" for kind in noise.JUDGES]
+        for method in ranked[:MOST]:
+            said = [f"{_points(gaps[method][kind])} by {JUDGED[kind]}" for kind in noise.JUDGES]
             parts.append(f"{method} {', '.join(said)}")
         lead = "Against no noise" + (f" ({condition})" if len(cases) > 1 else "")
-        found.append(Finding(lead, "Difference of accuracy to the network without noise, in "
-                             f"percentage points: {'; '.join(parts)}."))  # fmt: skip
+        best = "the best by mean weights are" if len(methods) > MOST else "they are"
+        found.append(Finding(lead, f"Of {count(len(methods), 'method')} {listed(counted)}. In "
+                             f"percentage points {best}: {'; '.join(parts)}."))  # fmt: skip
     return found
 
 
+def _above_and_below(gaps: list[dict[str, float]], judge: str) -> str:
+    """``by one draw 2 are above the network without noise (1 resolved) and 3 below (3)``."""
+    sides = []
+    for sign in (1, -1):
+        there = [g for g in gaps if sign * round(g["difference"], published_ranking.DIGITS) > 0]
+        sides.append(f"{len(there)} ({sum(map(summaries.resolved, there))} resolved)")
+    return f"by {judge} {sides[0]} are above the network without noise and {sides[1]} below"
+
+
 def _points(gap: Mapping[str, float]) -> str:
-    value = 100 * gap["difference"]
-    sign = "+" if value >= 0 else "−"
+    value = round(100 * gap["difference"], 2)
+    sign = "−" if value < 0 else "+"
     return f"{sign}{abs(value):.2f}{interval(gap['low'], gap['high'], 100, 2)}"
 
 
@@ -216,7 +231,9 @@ def _compression(frame: pd.DataFrame) -> list[Finding]:
         summaries.over_inits(rows, noise.BY, noise.final("pruned"))[[*noise.BY, "mean"]],
         on=noise.BY, suffixes=("", "_accuracy"),
     )  # fmt: skip
-    means = means.sort_values("mean", ascending=False, kind="stable")
+    means = means[means["mean"] > SMALLEST].sort_values("mean", ascending=False, kind="stable")
+    if means.empty:
+        return []
     # no other configuration is both smaller and better
     best = [row for row in means.to_dict("records")
             if not ((means["mean"] > row["mean"])

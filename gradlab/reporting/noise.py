@@ -53,6 +53,7 @@ def named(table: pd.DataFrame, measured: Sequence[str]) -> pd.DataFrame:
     >>> named(rows, LAYER)[["method", "layer", "weights"]].to_numpy().tolist()
     [['sparse', '1', 8], ['sparse', '2', 4]]
     """
+    table = table.reset_index(drop=True)
     own = [column for column in measured if column in table]
     frame = runs.annotated(table.drop(columns=own))
     return frame.drop(columns=own, errors="ignore").join(table[own])

@@ -332,6 +332,9 @@ def _ranking(frame: pd.DataFrame) -> list[Grid]:
             "rows that were trained here. Published was judged by one draw of the noise. Order "
             "alone is compared: differences that no interval resolves count like others."
         )
+        remarks = [remark for remark in rows_of["remark"].unique() if remark]
+        if remarks:
+            note += f" Ours were trained otherwise: {'; '.join(remarks)}."
         found.append(Grid(f"Does the ranking survive? {source}", note, header, rows, 1))
     return found
 

@@ -30,11 +30,11 @@ def ranking(results: pd.DataFrame) -> pd.DataFrame:
         results: the stored ``training_result`` table.
 
     Returns:
-        ``source, scale, row, ours`` (which configuration, and how it was trained otherwise),
-        ``n``, ``published`` and ``published_rank`` among the rows that were trained here; for
-        ``sample``, ``mean`` and ``monte_carlo`` the ``<kind>_accuracy``, ``<kind>_rank`` and
-        ``<kind>_kept``, how many of its ``pairs`` with the other rows have the published order; and
-        ``statement``. No rows where fewer than two were trained.
+        ``source, scale, row, ours`` (which configuration), ``remark`` (how it was trained
+        otherwise), ``n``, ``published`` and ``published_rank`` among the rows that were trained
+        here; for ``sample``, ``mean`` and ``monte_carlo`` the ``<kind>_accuracy``, ``<kind>_rank``
+        and ``<kind>_kept``, how many of its ``pairs`` with the other rows have the published order;
+        and ``statement``. No rows where fewer than two were trained.
     """
     frame = variational.annotated(results)
     found: list[dict[str, Any]] = []
@@ -65,8 +65,8 @@ def _ranked(frame: pd.DataFrame, rows: list[variational.Row], scale: float) -> l
         if own.empty or name in seen:
             continue
         seen.add(name)
-        ours = name + (f": {remark}" if remark else "")
-        entries.append({"source": row.source, "scale": scale, "row": row.name, "ours": ours,
+        entries.append({"source": row.source, "scale": scale, "row": row.name, "ours": name,
+                        "remark": remark,
                         "n": len(own), "published": row.values[place][1]})  # fmt: skip
         vectors.append(own)
     if len(entries) < 2:
@@ -74,22 +74,22 @@ def _ranked(frame: pd.DataFrame, rows: list[variational.Row], scale: float) -> l
     names = [str(entry["row"]) for entry in entries]
     theirs = np.array([entry["published"] for entry in entries])
     entries = [e | {"published_rank": r} for e, r in zip(entries, _ranks(theirs), strict=True)]
-    wrong = {}
     for kind in noise.JUDGES:
         values = np.array([own[noise.final(kind)].mean() for own in vectors])
         # a row against another: +1 where both orders agree, −1 where they do not
         signs = np.sign(theirs[:, None] - theirs) * np.sign(
             np.round(values[:, None] - values, DIGITS)
         )
-        wrong[kind] = signs < 0
+        if kind == "mean":
+            wrong = signs < 0
         for i, (entry, rank) in enumerate(zip(entries, _ranks(values), strict=True)):
             entry |= {f"{kind}_accuracy": values[i], f"{kind}_rank": rank,
                       f"{kind}_kept": int((signs[i] > 0).sum())}  # fmt: skip
     pairs = (theirs[:, None] != theirs).sum(axis=1)
     for i, entry in enumerate(entries):
         entry["pairs"] = int(pairs[i])
-        above = [names[j] for j in np.flatnonzero(wrong["mean"][i]) if theirs[j] > theirs[i]]
-        below = [names[j] for j in np.flatnonzero(wrong["mean"][i]) if theirs[j] < theirs[i]]
+        above = [names[j] for j in np.flatnonzero(wrong[i]) if theirs[j] > theirs[i]]
+        below = [names[j] for j in np.flatnonzero(wrong[i]) if theirs[j] < theirs[i]]
         entry["statement"] = _statement(entry, above, below)
     return entries
 
@@ -103,15 +103,14 @@ def _statement(entry: dict[str, Any], passed: list[str], behind: list[str]) -> s
     """Whether a row's place survives, in a sentence."""
     pairs = entry["pairs"]
     kept = {kind: entry[f"{kind}_kept"] for kind in noise.JUDGES}
-    said = ", ".join(f"{PREDICTIONS[kind]} {kept[kind]}" for kind in noise.JUDGES)
+    said = listed(f"{kept[kind]} by {_judge(kind)}" for kind in noise.JUDGES)
     if min(kept.values()) == pairs:
         return f"Survives: every judge keeps its {count(pairs, 'pair')}."
-    text = f"Of {count(pairs, 'pair')} keeps: {said}."
+    text = f"Of its {count(pairs, 'pair')} {said} are kept."
     moves = [f"passes {_some(passed)}" if passed else "",
              f"falls behind {_some(behind)}" if behind else ""]  # fmt: skip
     moved = " and ".join(move for move in moves if move)
-    return f"{text} By its mean weights it {moved}." if moved else (
-        f"{text} By its mean weights it survives.")  # fmt: skip
+    return f"{text} By the mean weights it {moved}." if moved else text
 
 
 def _some(names: list[str]) -> str:
@@ -130,7 +129,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
         pairs = int(rows["pairs"].sum()) // 2
         kept = {kind: int(rows[f"{kind}_kept"].sum()) // 2 for kind in noise.JUDGES}
         said = [f"{kept[kind]} judged by {_judge(kind)}" for kind in noise.JUDGES]
-        otherwise = rows["ours"].str.contains(": ", regex=False).any()
+        otherwise = rows["remark"].ne("").any()
         remark = " Some of our runs were trained otherwise." if otherwise else ""
         found.append(
             f"Of {count(pairs, 'pair')} of rows of {source}, whose methods were judged by one draw "

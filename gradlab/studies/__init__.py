@@ -12,10 +12,18 @@ import torch
 
 from gradlab._registry import Registry
 from gradlab.evaluation.population import GaussianPopulation
-from gradlab.studies import cells, networks, students, training_run, variational_run
+from gradlab.studies import (
+    cells,
+    gradient_variance,
+    networks,
+    students,
+    training_run,
+    variational_run,
+)
 from gradlab.studies.base import Cell, Settings, Study
 from gradlab.studies.clock import now
 from gradlab.studies.gradient_quality import GradientQuality
+from gradlab.studies.gradient_variance import GradientVariance
 from gradlab.studies.loss_decrease import LossDecrease
 from gradlab.studies.loss_slice import LossSlice
 from gradlab.studies.training_run import TrainingRun
@@ -24,7 +32,8 @@ from gradlab.studies.variational_run import VariationalRun
 
 REGISTRY: Registry[Study] = Registry("study", group="gradlab.studies")
 for _study in (
-    GradientQuality, LossDecrease, LossSlice, TrainingRun, Trajectory, VariationalRun,
+    GradientQuality, GradientVariance, LossDecrease, LossSlice, TrainingRun, Trajectory,
+    VariationalRun,
 ):  # fmt: skip
     REGISTRY.register(_study.name)(_study)
 
@@ -61,7 +70,10 @@ def bytes_needed(cell: Cell) -> int:
     """About how much memory one worker holds at the most while it measures this cell."""
     objective = cell["objective"]
     if "dataset" in objective:
-        return _PROCESS_BYTES + networks.bytes_of(cell)
+        vectors = 0
+        if cell["study"] == GradientVariance.name:
+            vectors = gradient_variance.bytes_of_gradients(cell)
+        return _PROCESS_BYTES + networks.bytes_of(cell) + vectors
     width = objective.get("num_dim", 1)
     batch = objective.get("batch_size", 1)
     # Inputs twice (as given and transposed) on the cell's and the fresh batch; CDG and local NES
@@ -76,6 +88,8 @@ def bytes_needed(cell: Cell) -> int:
 
 def seconds_per_step(cell: Cell) -> float:
     """Seconds of one step of a training run, measured now on images of noise."""
+    if cell["study"] == GradientVariance.name:
+        return training_run.seconds_of_step(gradient_variance.training_spec(cell))
     study = variational_run if cell["study"] == VariationalRun.name else training_run
     return training_run.seconds_of_step(study.spec_of(cell))
 

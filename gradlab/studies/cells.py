@@ -14,7 +14,7 @@ from gradlab.estimators import GradientEstimate
 from gradlab.estimators.ste import surrogate_label
 from gradlab.objectives import Objective
 from gradlab.objectives.network_state import require_images
-from gradlab.studies import networks
+from gradlab.studies import networks, noise_gradients
 from gradlab.studies.base import Cell, Row
 from gradlab.studies.base import derived_seed as derived_seed
 
@@ -59,9 +59,13 @@ def is_network(cell: Cell) -> bool:
 
 
 def estimator_of(cell: Cell) -> estimators.Estimator:
-    """The cell's estimator."""
+    """The cell's estimator, or gradient source in the study that compares those."""
     options = {key: value for key, value in cell["estimator"].items() if key != "name"}
-    return estimators.create(cell["estimator"]["name"], **options)
+    home: Any = estimators
+    if cell.get("study") == "gradient_variance":
+        home = noise_gradients.REGISTRY
+    made: estimators.Estimator = home.create(cell["estimator"]["name"], **options)
+    return made
 
 
 def generator_of(cell: Cell, repeat: int = 0) -> torch.Generator:
@@ -225,9 +229,12 @@ def label_of(cell: Cell, options: Row | None = None) -> str:
     """
     if options is None:
         options = {key: value for key, value in cell["estimator"].items() if key != "name"}
-    home: Any = variational if cell.get("study") == "variational_run" else estimators
-    label: str = home.label(cell["estimator"]["name"], options)
-    return label
+    name, home = cell["estimator"]["name"], estimators.label
+    if cell.get("study") == "variational_run":
+        home = variational.label
+    elif cell.get("study") == "gradient_variance":
+        home = noise_gradients.label
+    return home(name, options)
 
 
 def populations_of(cell: Cell) -> list[int | None]:

@@ -20,7 +20,7 @@ marginal distributions, but another smoothing with another gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +51,18 @@ Draw = Callable[[torch.Generator], GradientEstimate]
 
 class Source(Protocol):
     """A way to estimate the gradient of the smoothed loss."""
+
+    @property
+    def noise(self) -> str:
+        """Where it is drawn."""
+
+    @property
+    def noise_scale(self) -> str:
+        """What ``sigma`` is in units of."""
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise."""
 
     def prepare(self, objective: Any, params: Params) -> Draw:
         """What every estimate on this objective has in common, made once."""
@@ -183,12 +195,12 @@ class Pathwise(_Prepared):
 
     def label(self) -> str:
         """``pathwise on weights``, with options that are not the default."""
-        scale = {"absolute": "", "relative": ", additive σ ∝ |θ|"}
         text = f"pathwise {_PLACES[self.noise]}"
-        text += scale.get(self.noise_scale, ", multiplicative")
-        text += "" if self.sigma == 0.1 else f", σ = {self.sigma:g}"
-        if self.noise_scale != "absolute" and self.sigma != 0.1:
-            text += "|θ|"
+        if self.noise_scale == "absolute":
+            text += "" if self.sigma == 0.1 else f", σ = {self.sigma:g}"
+        else:
+            kind = "multiplicative" if self.noise_scale == "multiplicative" else "additive"
+            text += f", {kind} σ = {self.sigma:g}|θ|"
         return text + ("" if self.passes == 1 else f", {self.passes} passes")
 
 
@@ -221,6 +233,11 @@ class ScoreFunction(_Prepared):
         _ = self.estimator  # whose options are checked there
 
     @property
+    def noise_scale(self) -> str:
+        """Always of the weights themselves."""
+        return "absolute"
+
+    @property
     def estimator(self) -> estimators.Estimator:
         """The estimator of :mod:`gradlab.estimators` that does it."""
         if self.noise == "weights":
@@ -241,6 +258,15 @@ class ScoreFunction(_Prepared):
         return text + ("" if self.sigma == 0.1 else f", σ = {self.sigma:g}")
 
 
+def label(name: str, options: Mapping[str, Any]) -> str:
+    """The display name of a source.
+
+    >>> label("pathwise", {"noise": "flipout", "sigma": 0.3})
+    'pathwise with flipout, σ = 0.3'
+    """
+    return REGISTRY.create(name, **options).label()
+
+
 def reference_of(source: Source, params: Params) -> Pathwise:
     """The source with the same expected gradient whose mean over many passes converges fastest.
 
@@ -255,13 +281,11 @@ def reference_of(source: Source, params: Params) -> Pathwise:
     >>> reference_of(Pathwise(), linear).noise, reference_of(Pathwise(), convolution).noise
     ('preactivations', 'flipout')
     """
-    sigma: float = getattr(source, "sigma")  # noqa: B009 - all of ours have one
-    scale: str = getattr(source, "noise_scale", "absolute")
-    noise = "preactivations"
+    noise, scale = "preactivations", source.noise_scale
     convolutions = any(weight.dim() > 2 for weight in params.values())
-    if convolutions and getattr(source, "noise", noise) != "preactivations":
+    if convolutions and source.noise != "preactivations":
         noise = "weights" if scale == "multiplicative" else "flipout"
-    return Pathwise(noise=noise, noise_scale=scale, sigma=sigma)
+    return Pathwise(noise=noise, noise_scale=scale, sigma=source.sigma)
 
 
 def inverse_softplus(value: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from gradlab.binary import surrogates
 from gradlab.evaluation import GaussianPopulation, LinePopulation, Params, Population
 from gradlab.evaluation import population as pop
 from gradlab.objectives import Objective
-from gradlab.studies import cells, networks, training_run
+from gradlab.studies import cells, gradient_variance, networks, training_run
 from gradlab.studies.base import Cell
 from gradlab.studies.steps import direction
 from gradlab.sweep.worker import torch_threads
@@ -184,6 +184,20 @@ def _loss_slice(cell: Cell) -> list[Work]:
     ]
 
 
+def _gradient_variance(cell: Cell) -> list[Work]:
+    """One estimate more than repeats comes first, untimed."""
+    settings, options = cell["settings"], cell["estimator"]
+    reference = {"name": "pathwise", "noise": "preactivations", "sigma": options["sigma"],
+                 "noise_scale": options.get("noise_scale", "absolute"),
+                 "passes": settings["reference_passes"] // gradient_variance.BLOCKS}  # fmt: skip
+    blocks = Work("estimate", {**cell, "estimator": reference},
+                  float(gradient_variance.BLOCKS), ("init", "batch"))  # fmt: skip
+    own = [Work("batch", cell), Work("estimate", cell, settings["repeats"] + 1.0), blocks]
+    if settings["train_epochs"]:
+        own.append(Work("network", cell, gradient_variance.training_steps(cell), ("init",)))
+    return own
+
+
 def _training_run(cell: Cell) -> list[Work]:
     return [Work("network", cell, float(training_run.steps_of(cell)))]
 
@@ -191,6 +205,7 @@ def _training_run(cell: Cell) -> list[Work]:
 _STUDIES: dict[str, Callable[[Cell], list[Work]]] = {
     "loss_slice": _loss_slice,
     "training_run": _training_run,
+    "gradient_variance": _gradient_variance,
     "variational_run": _training_run,
     "gradient_quality": _gradient_quality,
     "loss_decrease": _loss_decrease,

@@ -39,8 +39,9 @@ _compiled: Any = numba.njit(
 )
 
 Fit: TypeAlias = Callable[[Tensor], Tensor]
-# k₁ of the divergences that the kernel computes
-FITS: dict[Fit, float] = {log_uniform: _K1, ard: 0.0}
+# k₁, k₂ and k₃ of the divergences that the kernel computes. They are arguments of it: Numba's cache
+# would not notice a change in another file.
+FITS: dict[Fit, tuple[float, float, float]] = {log_uniform: (_K1, _K2, _K3), ard: (0.0, 0.0, 0.0)}
 
 # Weights whose factors 1 + exp(−|ln α|) ≤ 2 are multiplied before one logarithm is taken.
 _FACTORS = 96
@@ -85,8 +86,10 @@ def _log(x: Any) -> Any:
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _divergence(weight: Any, log_sigma2: Any, by_weight: Any, by_log_sigma2: Any, k1: Any) -> Any:
-    """The sum; derivatives are written to the last two arrays."""
+def _divergence(
+    weight: Any, log_sigma2: Any, by_weight: Any, by_log_sigma2: Any, k1: Any, k2: Any, k3: Any
+) -> Any:
+    """The sum; derivatives are written to the second two arrays."""
     total = 0.0
     for start in range(0, weight.size, _FACTORS):
         part = slice(start, start + _FACTORS)
@@ -98,7 +101,7 @@ def _divergence(weight: Any, log_sigma2: Any, by_weight: Any, by_log_sigma2: Any
             log_alpha = s[i] - _log(square)
             size = abs(log_alpha)
             z = _exp(-(_LARGEST if size > _LARGEST else size))
-            y = f32(_K2) + f32(_K3) * log_alpha
+            y = k2 + k3 * log_alpha
             y = _LARGEST if y > _LARGEST else y
             y = -_LARGEST if y < -_LARGEST else y
             rest = f32(1.0) / (f32(1.0) + _exp(y))
@@ -106,7 +109,7 @@ def _divergence(weight: Any, log_sigma2: Any, by_weight: Any, by_log_sigma2: Any
             terms += k1 * rest + f32(0.25) * (size - log_alpha)
             factors *= f32(1.0) + z
             small = (z if log_alpha > 0 else f32(1.0)) / (f32(1.0) + z)
-            slope = f32(_K3) * k1 * rest * (rest - f32(1.0)) - f32(0.5) * small
+            slope = k3 * k1 * rest * (rest - f32(1.0)) - f32(0.5) * small
             of_s[i] = slope
             of_w[i] = slope * f32(-2.0) * w[i] / square
         total += float(terms) + 0.5 * math.log(factors)
@@ -150,7 +153,7 @@ def _with_slopes(
     weight: Tensor, log_sigma2: Tensor, fit: Fit
 ) -> tuple[float, tuple[Tensor, Tensor]]:
     slopes = torch.empty_like(weight), torch.empty_like(log_sigma2)
-    total = _divergence(*_arrays(weight, log_sigma2, *slopes), f32(FITS[fit]))
+    total = _divergence(*_arrays(weight, log_sigma2, *slopes), *(f32(k) for k in FITS[fit]))
     return float(total), slopes
 
 

@@ -261,8 +261,8 @@ class _WeightNoise(StochasticLayer):
     def __init__(self, *args: Any, method: _OnWeights | None = None, **torch_options: Any) -> None:
         super().__init__(*args, **torch_options)
         self.method = method or Sparse()
-        self.log_sigma2: nn.Parameter | None = None
-        self.weight_log_alpha: nn.Parameter | None = None
+        self.log_sigma2: Any = None  # a parameter, where the method has it
+        self.weight_log_alpha: Any = None
         if isinstance(self.method, _Learned):
             start = nn.Parameter(torch.full_like(self.weight, self.method.start))
             if self.method.direct:
@@ -277,18 +277,20 @@ class _WeightNoise(StochasticLayer):
             return local_noise(mean, self.apply_weight(x * x, self.variance(), None))
         shape = self.samples, *self.weight.shape
         noise = torch.randn(shape, dtype=self.weight.dtype, device=self.weight.device)
-        weights = self.weight + self.variance().sqrt() * noise
+        weights = self.weight + self.deviation() * noise
         if self.samples == 1:
             return self.apply_weight(x, weights[0], self.bias)
         return self.apply_weights(x, weights, self.bias)
 
     def variance(self) -> Tensor:
         """σ² of every weight."""
-        if isinstance(self.method, GaussianW):
-            return self.method.alpha * self.weight.square()
-        if self.log_sigma2 is not None and not self._clamps():
-            return self.log_sigma2.exp()
-        return self.log_alpha().exp() * self.weight.square()
+        return torch.exp(self.log_sigma2) if self._additive() else self.deviation().square()
+
+    def deviation(self) -> Tensor:
+        """What ε is multiplied by: σ of every weight, with the sign of θ where it is √α θ."""
+        if self._additive():
+            return torch.exp(self.log_sigma2 / 2)
+        return torch.exp(self.log_alpha() / 2) * self.weight
 
     def kl(self) -> Tensor:
         """Summed over the weights."""
@@ -296,7 +298,6 @@ class _WeightNoise(StochasticLayer):
             return super().kl()
         fit = self.method.prior.divergence
         if fit in kernel.FITS and self._compiled():
-            assert self.log_sigma2 is not None
             return kernel.divergence(self.weight, self.log_sigma2, fit)
         return fit(self.log_alpha()).sum()
 
@@ -308,7 +309,6 @@ class _WeightNoise(StochasticLayer):
         if self.log_sigma2 is not None:
             found = self.log_sigma2 - _log_square(self.weight)
         else:
-            assert self.weight_log_alpha is not None
             found = self.weight_log_alpha
         return self.method.prior.clamp(found) if self._clamps() else found
 
@@ -324,7 +324,6 @@ class _WeightNoise(StochasticLayer):
         if not isinstance(self.method, _Learned) or self._clamps():
             return
         if self.log_sigma2 is None:
-            assert self.weight_log_alpha is not None
             self.weight_log_alpha.copy_(self.method.prior.clamp(self.weight_log_alpha))
             return
         low, high = SMALLEST_LOG_ALPHA, self.method.prior.largest
@@ -340,9 +339,11 @@ class _WeightNoise(StochasticLayer):
 
     def _compiled(self) -> bool:
         """Whether compiled loops serve."""
-        if self.log_sigma2 is None or self._clamps():
-            return False
-        return kernel.serves(self.weight, self.log_sigma2)
+        return self._additive() and kernel.serves(self.weight, self.log_sigma2)
+
+    def _additive(self) -> bool:
+        """Whether the noise is that of a σ² of its own."""
+        return self.log_sigma2 is not None and not self._clamps()
 
     def _clamps(self) -> bool:
         return isinstance(self.method, _Learned) and self.method.mode == "faithful"

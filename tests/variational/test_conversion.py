@@ -118,6 +118,12 @@ def test_a_module_that_is_used_twice_stays_one(in_place: bool) -> None:
     assert plain[0] is plain[2] is plain[3][0]
     by_other_name = to_variational(nn.Sequential(shared, shared), "sparse", layers=["1", "0"])
     assert by_other_name[0] is by_other_name[1]
+    # whose layers make their parameter from a plain weight, which must happen once
+    once = to_variational(shared, "bernoulli_weights")
+    by_other_name = to_variational(
+        nn.Sequential(shared, shared), "bernoulli_weights", layers=["1", "0"]
+    )
+    assert torch.equal(by_other_name[0].weight, once.weight)
 
 
 def test_tied_weights_stay_tied_and_frozen_ones_frozen() -> None:

@@ -194,6 +194,21 @@ def test_projection_leaves_a_gradient_and_a_clamp_does_not(
                 assert (raw == beyond).all()
 
 
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_finite_at_weights_of_zero(name: str, noise: str) -> None:
+    for options in ({}, {"parameterization": "log_alpha"}, {"mode": "faithful"}):
+        if name == "gaussian_w" and options:
+            continue
+        layer = REGISTRY.create(name, noise=noise, **options).linear(3, 2)
+        nn.init.zeros_(layer.weight)
+        layer.project()
+        (layer(torch.ones(4, 3)).square().sum() + layer.kl()).backward()
+        for key, each in layer.named_parameters():
+            assert each.grad is not None, key
+            assert torch.isfinite(each.grad).all(), key
+
+
 def test_a_weight_of_zero_keeps_its_noise_and_can_leave_zero() -> None:
     torch.manual_seed(0)
     layer = Sparse().linear(2, 1)

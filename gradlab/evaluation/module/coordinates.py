@@ -19,6 +19,7 @@ evaluated as populations (:class:`gradlab.evaluation.module.ModuleEvaluator`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,7 +33,7 @@ from gradlab.evaluation.module.executor import Executor
 from gradlab.evaluation.module.footprint import line, peak_bytes
 from gradlab.evaluation.module.graph import Environment, ModuleGraph, Schedule
 from gradlab.evaluation.module.moves import Moves, find_moves
-from gradlab.evaluation.module.walk import MOST_LEVELS, Walk
+from gradlab.evaluation.module.walk import MOST_LEVELS, Walk, one_thread
 from gradlab.evaluation.population import Params
 
 # Bytes in flight on a CPU: beyond some megabytes operations wait for memory.
@@ -205,8 +206,9 @@ class _Differences:
         ids = self.moves.ids
         jumps = torch.zeros(self.moves.count, dtype=torch.float64, device=ids.device)
         finite = True
-        for low, high in pop.chunks(batch, self.examples):
-            finite &= self._block(low, high, jumps)
+        with one_thread() if self.walk is not None else nullcontext():
+            for low, high in pop.chunks(batch, self.examples):
+                finite &= self._block(low, high, jumps)
         total = self.moves.differences(jumps)
         if not finite:
             total.fill_(torch.nan)

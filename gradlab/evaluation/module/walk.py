@@ -17,8 +17,9 @@ is left to :class:`gradlab.evaluation.module.executor.Executor`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,7 @@ class Walk:
         nodes: what is walked.
         outputs: those of them that others need.
         share: of the inputs of convolutions, how many have changed so far.
+        threads: over which pairs are spread.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Walk:
         state: State,
     ) -> None:
         self._graph, self._values, self._state = graph, values, state
+        self.threads = torch.get_num_threads()
         self._suffix = set(schedule.nodes)
         self._numbers: list[Tensor] = []
         self._tables: list[Tensor] = []
@@ -157,10 +160,9 @@ class Walk:
             counts: tuple[int, int] = kernel.walk(*fixed, own, outputs[low:high].numpy())
             return counts
 
-        threads = torch.get_num_threads()
-        parts = chunks(size, -(-size // threads))
+        parts = chunks(size, -(-size // self.threads))
         if len(parts) > 1:
-            with ThreadPoolExecutor(threads) as pool:
+            with ThreadPoolExecutor(self.threads) as pool:
                 counts = list(pool.map(part, parts))
         else:
             counts = [part(each) for each in parts]
@@ -410,6 +412,17 @@ class Walk:
 
         work = length * weight[0].numel()
         return _Operation((x,), write, (x, node), work)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, so that none of its own waits busily for work on a core of a walk's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _rows(images: Tensor) -> Tensor:
