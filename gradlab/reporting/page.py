@@ -218,6 +218,9 @@ def _words(entry: Any) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, dict) and {"start", "stop", "num"} <= set(value):
         return f"{value['num']} values from {value['start']:g} to {value['stop']:g}, log-spaced"
+    if isinstance(value, dict) and "name" in value:
+        name, _, options = _words(value).partition(" ")
+        return f"{name} ({options})" if options else name
     if isinstance(value, list):
         shown = [_plain(v) for v in value]
         return ", ".join(shown if len(shown) <= 12 else [*shown[:3], "…", *shown[-2:]])

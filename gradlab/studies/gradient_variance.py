@@ -36,7 +36,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -301,8 +301,7 @@ def _reference(
     identity["source"] = [source.noise, source.noise_scale, source.sigma]
 
     def drawn() -> Params:
-        many = Pathwise(source.noise, source.noise_scale, source.sigma,
-                        settings.reference_passes // BLOCKS)  # fmt: skip
+        many = replace(source, passes=settings.reference_passes // BLOCKS)
         draw = many.prepare(objective, params)
         found: Params = {}
         for block in range(BLOCKS):
@@ -355,6 +354,15 @@ def training_spec(cell: Cell) -> training.TrainingSpec:
         },
         source="settings.train_epochs",
     )  # fmt: skip
+
+
+def reference_entry(cell: Cell) -> Row:
+    """What one block of the cell's reference is an estimate by."""
+    shapes = networks.shapes_of(cell).items()
+    params = {name: torch.empty(shape, device="meta") for name, shape in shapes}
+    source = noise_gradients.reference_of(cast(Source, cells.estimator_of(cell)), params)
+    passes = cell["settings"]["reference_passes"] // BLOCKS
+    return {"name": "pathwise", **asdict(source), "passes": passes}
 
 
 def training_steps(cell: Cell) -> float:

@@ -187,12 +187,15 @@ def _loss_slice(cell: Cell) -> list[Work]:
 def _gradient_variance(cell: Cell) -> list[Work]:
     """One estimate more than repeats comes first, untimed."""
     settings, options = cell["settings"], cell["estimator"]
-    reference = {"name": "pathwise", "noise": "preactivations", "sigma": options["sigma"],
-                 "noise_scale": options.get("noise_scale", "absolute"),
-                 "passes": settings["reference_passes"] // gradient_variance.BLOCKS}  # fmt: skip
-    blocks = Work("estimate", {**cell, "estimator": reference},
-                  float(gradient_variance.BLOCKS), ("init", "batch"))  # fmt: skip
-    own = [Work("batch", cell), Work("estimate", cell, settings["repeats"] + 1.0), blocks]
+    count = settings["repeats"] + 1.0
+    estimates = Work("estimate", cell, count)
+    if options["name"] == "score_function" and options["noise"] == "weights":
+        nes = {"name": "nes", "population": options["population"], "sigma": options["sigma"]}
+        plain = {**cell, "study": "gradient_quality", "estimator": nes}
+        estimates = Work("member", plain, count * options["population"])
+    reference = {**cell, "estimator": gradient_variance.reference_entry(cell)}
+    blocks = Work("estimate", reference, float(gradient_variance.BLOCKS), ("init", "batch"))
+    own = [Work("batch", cell), estimates, blocks]
     if settings["train_epochs"]:
         own.append(Work("network", cell, gradient_variance.training_steps(cell), ("init",)))
     return own
@@ -282,7 +285,7 @@ class Rates:
     def _measure(self, work: Work) -> float:
         cell = {**work.cell, "seed": 0, "init": 0, "batch": 0}
         whole = cell["objective"].get("batch_size") or 1
-        if cells.is_network(cell) and work.kind != "network":
+        if "dataset" in cell["objective"] and work.kind != "network":
             return self._of_network(work, cell)
         # Of a forward pass studies know themselves how to measure it. The Gram matrix of the
         # empirical Fisher does not depend on the batch.

@@ -33,6 +33,7 @@ from gradlab.training.state import Row, State
 from gradlab.training.summary import summarize
 from gradlab.training.uncertainty import predictions
 from gradlab.training.weights import EMA_FILE, FILE, save_weights
+from gradlab.variational.complaints import complaints
 
 LOG, NORMS, LAYERS = "log.csv", "gradient_norms.csv", "layers.csv"
 SUMMARY = "summary.json"
@@ -176,6 +177,9 @@ class _Run:
             if gradients is None or entry != phase:
                 phase, gradients = entry, setup.gradients(entry, state.model, self._note)
             row = train_epoch(state, setup, gradients, self.progress)
+            for sentence in complaints(state.model):
+                if sentence not in self.notes:
+                    self._note(sentence)
             if epoch in spec.checkpoint.keep:
                 self._keep(epoch)
             if epoch % spec.checkpoint.every == 0 or epoch == last:

@@ -220,6 +220,7 @@ def initialize(setup: Setup, state: State) -> None:
             raise setup.spec.error(f"init.weights: {error}") from None
     elif setup.phase(1)[0] is not None:
         calibrate(state.model, setup.batches.epoch(0))
+    variational.project(state.model)
     if state.average is not None:
         state.average.model.load_state_dict(state.model.state_dict())
 

@@ -75,6 +75,7 @@ def test_every_shipped_figure_is_tested_here() -> None:
     elsewhere = {"learning_curve"}  # test_learning_curve.py: a run has no inits
     # test_network_figures.py
     elsewhere |= {"gradient_by_depth", "accuracy_by_weight_decay", "training_curves", "loss_slice"}
+    elsewhere |= set(drawing.BY_KIND["variational_run"])  # test_noise_figures.py
     assert set(FULL) | elsewhere == set(drawing.names())
 
 

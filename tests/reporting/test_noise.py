@@ -136,8 +136,11 @@ def test_the_page_has_a_table_of_layers_for_each_kind_of_network() -> None:
 
 
 def test_a_report_of_runs_with_noise_is_whole(tmp_path: Path) -> None:
-    study = StoredStudy(tmp_path, {"study": "variational_run", "name": "noise"}, stored())
-    html = page.render(study, [])
+    model = {"name": "fully_connected", "hidden": [300, 100]}
+    spec = {"study": "variational_run", "name": "noise", "settings": {"epochs": 20},
+            "objective": {"name": "classifier", "model": model}}  # fmt: skip
+    html = page.render(StoredStudy(tmp_path, spec, stored()), [])
+    assert "model = fully_connected (hidden = 300, 100)" in html
     for words in ("Ranking by judge", "Sparsity of each layer", "Sparse networks on MNIST",
                   "a tenth of a compression"):  # fmt: skip
         assert words in html
