@@ -8,7 +8,7 @@
 # train in slices (the protocol's network at width 96 and 64, then the two stages of the best recipe),
 # gpu_kernels (seconds per gradient), network_cdg, population (ms per member), local_nes (the sweep
 # cost_quality), lr_by_num_dim in slices, first one init and batch of every num_dim, and the sweeps
-# of networks. A step that is done stands in done.txt and is skipped; delete its line to repeat it. A
+# of networks and of noise. A step that is done stands in done.txt and is skipped; delete its line to repeat it. A
 # sweep that is cut off keeps its finished cells in its .sqlite file, a training run its epochs in
 # RUNS, which has to be there when the script is called again; logs and curves go to OUT.
 #
@@ -168,6 +168,11 @@ all_steps() {
   for name in gradient_by_depth layer_steps layer_local ste_to_nes loss_slice width_weight_decay; do
     step "sweep $name" network_sweep "$name"
   done
+  for name in variational_cifar10 sparse_lenet5 sparse_vgg bayes_mnist bayes_networks \
+    sparse_parameterization random_labels variational_cifar10_faithful gradient_variance; do
+    step "sweep $name" network_sweep "$name"
+  done
+  for name in mnist_bayes mnist_bayesbinn; do step "train $name" train "$name" || true; done
 }
 
 if [ "$#" -eq 0 ]; then
@@ -177,7 +182,7 @@ else
     case $name in
       check | tests | training | gpu_kernels | network_cdg | population | local_nes)
         step "$name" "$name" ;;
-      cifar10*) step "train $name" train "$name" ;;
+      cifar10* | mnist*) step "train $name" train "$name" ;;
       *) echo "unknown step '$name': give check, tests, training, gpu_kernels, network_cdg, population," \
           "local_nes, a training such as cifar10_wide, or none." >&2
         exit 2 ;;

@@ -16,7 +16,7 @@ from gradlab.evaluation.population import Params, Population
 from gradlab.studies import noise_gradients
 from gradlab.studies.noise_gradients import Pathwise, ScoreFunction, Source, reference_of
 
-SIGMA, DRAWS, LIMIT = 0.5, 4000, 5.0
+SIGMA, DRAWS, LIMIT = 0.5, 600, 5.0
 
 
 class Smoothed:
@@ -75,7 +75,7 @@ def test_additive_noise_against_the_closed_forms(noise: str) -> None:
     apart = 4 * SIGMA**2 * float(x.square().sum(1).square().sum()) / len(x) ** 2
     assert apart < 0.7 * shared
     found = total_variance(gradients)
-    assert found == pytest.approx(shared if noise == "weights" else apart, rel=0.1)
+    assert found == pytest.approx(shared if noise == "weights" else apart, rel=0.2)
 
 
 @pytest.mark.parametrize("noise", ["weights", "preactivations"])
@@ -92,11 +92,11 @@ def test_noise_in_proportion_is_held_fixed_or_moves_along(noise: str) -> None:
     assert z_scores(found["relative"], fixed).abs().max() < LIMIT
     assert z_scores(found["multiplicative"], moving).abs().max() < LIMIT
     # each is told from the other
-    assert z_scores(found["relative"], moving).abs().max() > 3 * LIMIT
-    assert total_variance(found["multiplicative"]) > 1.1 * total_variance(found["relative"])
+    assert z_scores(found["relative"], moving).abs().max() > 2 * LIMIT
+    assert total_variance(found["multiplicative"]) > 1.05 * total_variance(found["relative"])
     if noise == "weights":  # 4 S diag(σ²θ²) S, summed
         exact = 4 * SIGMA**2 * float((second.square() @ w.square()).sum())
-        assert total_variance(found["relative"]) == pytest.approx(exact, rel=0.1)
+        assert total_variance(found["relative"]) == pytest.approx(exact, rel=0.2)
 
 
 @pytest.mark.parametrize("source", [
@@ -106,10 +106,13 @@ def test_noise_in_proportion_is_held_fixed_or_moves_along(noise: str) -> None:
 ], ids=lambda source: source.noise)  # fmt: skip
 def test_score_functions_have_the_same_expectation(source: ScoreFunction) -> None:
     objective, params, x, t = linear()
-    gradients = drawn(source, objective, params, 400)
+    gradients = drawn(source, objective, params, 200)
     w = params["0.weight"].double()
     expected = 2 * (x * (x @ w.T - t)).mean(0)
-    assert z_scores(gradients, expected).abs().max() < LIMIT
+    # local NES differentiates the output layer, whose mirrored passes leave no noise here
+    error = gradients.std(0) / math.sqrt(len(gradients))
+    assert ((gradients.mean(0) - expected).abs() < LIMIT * error + 1e-5).all()
+    assert (float(error.max()) > 1e-3) == (source.noise == "weights")
 
 
 def hidden() -> tuple[Smoothed, Params]:
@@ -125,20 +128,20 @@ def hidden() -> tuple[Smoothed, Params]:
 def test_variance_falls_from_weights_to_flipout_to_preactivations() -> None:
     objective, params = hidden()
     found = {
-        noise: drawn(Pathwise(noise, sigma=0.3), objective, params, 600)
+        noise: drawn(Pathwise(noise, sigma=0.3), objective, params, 200)
         for noise in noise_gradients.PATHWISE_NOISES
     }
     weights, flipout, local = (
         total_variance(found[noise]) for noise in ("weights", "flipout", "preactivations")
     )
     assert 1.5 * local < flipout < weights / 1.5
-    reference = drawn(Pathwise("preactivations", sigma=0.3, passes=10), objective, params, 200)
+    reference = drawn(Pathwise("preactivations", sigma=0.3, passes=10), objective, params, 40)
     for gradients in found.values():
         gap = gradients.mean(0) - reference.mean(0)
         error = gradients.var(0) / len(gradients) + reference.var(0) / len(reference)
         assert (gap / error.sqrt()).abs().max() < LIMIT
-    assert total_variance(reference) == pytest.approx(local / 10, rel=0.2)
-    score = drawn(ScoreFunction(population=100, sigma=0.3), objective, params, 100)
+    assert total_variance(reference) == pytest.approx(local / 10, rel=0.3)
+    score = drawn(ScoreFunction(population=100, sigma=0.3), objective, params, 20)
     assert total_variance(score) > 10 * weights
 
 
