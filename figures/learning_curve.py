@@ -2,9 +2,10 @@
 
 Dashed: the training set, as it was optimized, augmentation and smoothed labels included; solid: the
 images that are evaluated after every epoch; dotted: the same with the moving average of the
-weights. The level piece at the end is the mean of the last ten epochs, which is the number to
-compare: a best epoch is picked by its luck. An upright line marks the epoch from which another
-estimator makes the gradient.
+weights. A network with noise is evaluated at its mean weights, by one draw of the noise, and where
+weights are pruned by those that are kept. The level piece at the end is the mean of the last ten
+epochs, which is the number to compare: a best epoch is picked by its luck. An upright line marks
+the epoch from which another estimator makes the gradient.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradlab.reporting import columns
+
 from . import _style
 
 TABLES = ("training",)
@@ -24,12 +27,11 @@ CURVES = {
     "train": ("train_{}", "#8c7853", (0, (4, 1.6)), "o"),
     "evaluated": ("val_{}", "#2f80d6", "-", "s"),
     "averaged weights": ("ema_{}", "#672bab", (0, (1, 1.4)), "^"),
+    "one draw": ("sample_{}", "#c2571a", (0, (1, 1.4)), "v"),
+    "kept weights": ("pruned_{}", "#1b8a5a", (0, (5, 1, 1, 1)), "D"),
 }
-# What tells one run from another, where a table has several.
-NOT_A_KEY = {
-    "epoch", "step", "lr", "gradient", "flip_ratio", "gradient_norm", "forward_passes",
-    "backward_passes", "images_per_second", "seconds", "diverged",
-}  # fmt: skip
+# What tells one run from another, where a table has several, is none of these.
+NOT_A_KEY = {"gradient", "diverged", *columns.MEASUREMENTS}
 
 
 def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
@@ -66,6 +68,8 @@ def checked(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for column in ("epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy"):
         if column not in frame:
             raise ValueError(f"the table 'training' has no column '{column}'.")
+    if "train_nll" in frame:
+        frame["train_loss"] = frame["train_nll"]
     measured = [name for name in frame.columns if name.endswith(("_loss", "_accuracy"))]
     frame[measured] = frame[measured].apply(pd.to_numeric, errors="coerce").astype(float)
     if frame[["train_loss", "val_loss"]].isna().all(axis=None):
@@ -155,6 +159,8 @@ def notes(frame: pd.DataFrame, numbers: pd.DataFrame) -> list[str]:
     if "diverged" in frame:
         ended = frame[frame["diverged"].astype(str).str.lower() == "true"]
         found += [f"{row.run} diverged in epoch {row.epoch}." for row in ended.itertuples()]
+    if "train_nll" in frame:
+        return [*found, "Training loss without its KL term; evaluated are the mean weights."]
     if not np.isin(["averaged weights"], numbers["curve"]).all():
         found.append("No moving average of the weights was kept.")
     return found

@@ -118,7 +118,7 @@ def test_score_functions_have_the_same_expectation(source: ScoreFunction) -> Non
 def hidden() -> tuple[Smoothed, Params]:
     """Two layers with tanh between them."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 10), nn.Tanh(), nn.Linear(10, 3))
+    model = nn.Sequential(nn.Linear(8, 10, bias=False), nn.Tanh(), nn.Linear(10, 3, bias=False))
     generator = torch.Generator().manual_seed(2)
     inputs, targets = (torch.randn(32, n, generator=generator) for n in (8, 3))
     params = {name: w.detach() for name, w in model.named_parameters() if w.dim() > 1}
