@@ -47,6 +47,10 @@ def uncertainty(
     found: dict[str, Any] = {"predictions": noisy.predictions(model, data, samples)}
     if against is not None:
         device = str(data.images.device)
+        try:
+            sets.find(against)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         outside = sets.load(against, "test", device=device)
         if outside.image_shape != data.image_shape:
             raise UsageError(f"images of {against} are {outside.image_shape}, and those of "

@@ -356,12 +356,11 @@ def training_spec(cell: Cell) -> training.TrainingSpec:
     )  # fmt: skip
 
 
-def reference_entry(cell: Cell) -> Row:
-    """What one block of the cell's reference is an estimate by."""
+def reference_entry(cell: Cell, passes: int) -> Row:
+    """The reference with so many passes as an entry of ``[[methods]]``."""
     shapes = networks.shapes_of(cell).items()
     params = {name: torch.empty(shape, device="meta") for name, shape in shapes}
     source = noise_gradients.reference_of(cast(Source, cells.estimator_of(cell)), params)
-    passes = cell["settings"]["reference_passes"] // BLOCKS
     return {"name": "pathwise", **asdict(source), "passes": passes}
 
 

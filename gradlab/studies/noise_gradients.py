@@ -153,15 +153,17 @@ class Pathwise(_Prepared):
         """
         evaluator: ModuleEvaluator = objective.evaluator
         params = require_finite(params)
-        model = self._noisy(evaluator.model, params)
+        device = evaluator.inputs.device
+        # layers begin with random weights, and draw from torch's own generator
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            model = self._noisy(evaluator.model, params)
         weights = [model.get_parameter(name).requires_grad_() for name in params]
         maps = float(self.passes * (1 if self.noise == "weights" else 2))
-        device = evaluator.inputs.device
 
         def draw(generator: torch.Generator) -> GradientEstimate:
             total = [torch.zeros_like(weight) for weight in weights]
-            # layers draw from torch's own generator
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with torch.random.fork_rng(devices):
                 torch.manual_seed(draw_key(generator))
                 for _ in range(self.passes):
                     for sum_, one in zip(total, _gradient(evaluator, model, weights), strict=True):

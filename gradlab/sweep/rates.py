@@ -193,9 +193,10 @@ def _gradient_variance(cell: Cell) -> list[Work]:
         nes = {"name": "nes", "population": options["population"], "sigma": options["sigma"]}
         plain = {**cell, "study": "gradient_quality", "estimator": nes}
         estimates = Work("member", plain, count * options["population"])
-    reference = {**cell, "estimator": gradient_variance.reference_entry(cell)}
-    blocks = Work("estimate", reference, float(gradient_variance.BLOCKS), ("init", "batch"))
-    own = [Work("batch", cell), estimates, blocks]
+    few = 4  # of the reference's passes are measured
+    reference = {**cell, "estimator": gradient_variance.reference_entry(cell, few)}
+    passes = Work("estimate", reference, settings["reference_passes"] / few, ("init", "batch"))
+    own = [Work("batch", cell), estimates, passes]
     if settings["train_epochs"]:
         own.append(Work("network", cell, gradient_variance.training_steps(cell), ("init",)))
     return own

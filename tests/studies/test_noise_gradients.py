@@ -141,7 +141,7 @@ def test_variance_falls_from_weights_to_flipout_to_preactivations() -> None:
         error = gradients.var(0) / len(gradients) + reference.var(0) / len(reference)
         assert (gap / error.sqrt()).abs().max() < LIMIT
     assert total_variance(reference) == pytest.approx(local / 10, rel=0.3)
-    score = drawn(ScoreFunction(population=100, sigma=0.3), objective, params, 20)
+    score = drawn(ScoreFunction(population=2, sigma=0.3), objective, params, 40)
     assert total_variance(score) > 10 * weights
 
 
