@@ -74,7 +74,8 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             _notes.problem_note(frame),
             _notes.interval_note(drawn, drawn="Horizontal lines"),
             "Noise is absolute with σ = 0.1 where nothing is said. Local reparameterization (noise "
-            "on pre-activations) and flipout take two linear maps, counted as two passes.",
+            "on pre-activations) and flipout take two linear maps, counted as two passes. "
+            "Score functions on pre-activations differentiate the output layer.",
         ]
         return _style.finish(figure, drawn, notes)
 

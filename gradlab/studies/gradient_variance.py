@@ -119,7 +119,8 @@ class GradientVariance:
         settings = GradientVarianceSettings.model_validate(cell["settings"])
         key = cells.key_columns(cell, leave_out=("repeats", "reference_passes", "train_epochs"))
         if settings.train_epochs:
-            key["student"] = f"trained ({settings.train_epochs} epochs)"
+            epochs = settings.train_epochs
+            key["student"] = f"trained ({epochs} epoch{'s' if epochs > 1 else ''})"
         # of the two sizes of score functions only the one that was used is a column
         unused = {"weights": "passes"}.get(cell["estimator"]["noise"], "population")
         if "population" in key:

@@ -87,7 +87,7 @@ def test_z_is_standard_normal_without_bias() -> None:
         distance, error = products(8, seed=seed, length=100)[0].bias
         scores.append(distance / error)
     z = torch.tensor(scores)
-    assert abs(float(z.mean())) < 5 / math.sqrt(300)
+    assert abs(float(z.mean())) < 4 / math.sqrt(300)
     assert float(z.std()) == pytest.approx(1, abs=0.2)
 
 
@@ -171,7 +171,10 @@ class TestCells:
         assert found["preactivations"]["reference"] == "pathwise on pre-activations"
         assert len([*tmp_path.glob("smoothed-*")]) == 2
 
-    def test_a_cell_gives_the_same_bits_again(self, tmp_path: Path) -> None:
+    def test_a_cell_gives_the_same_bits_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(gradient_variance.TRAINING, "batch_size", 20)
         config = cell({"name": "score_function", "population": 6}, train_epochs=1)
         first, again = (configs.run(config, tmp_path / place) for place in "ab")
         shared = configs.run(config, tmp_path / "b")
@@ -183,6 +186,7 @@ class TestCells:
     def test_methods_share_the_training_and_the_reference(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setitem(gradient_variance.TRAINING, "batch_size", 20)
         trained: list[Path] = []
         original = training.run
 
@@ -198,7 +202,7 @@ class TestCells:
         fresh = measured(cell(), tmp_path)
         assert len(trained) == 1
         assert len([*tmp_path.glob("smoothed-*")]) == 2
-        assert first["all"]["student"] == "trained (1 epochs)"
+        assert first["all"]["student"] == "trained (1 epoch)"
         norms = [rows["all"]["reference_norm"] for rows in (first, second, fresh)]
         assert norms[0] == norms[1] != norms[2]
         assert str(tmp_path) not in str(first)
