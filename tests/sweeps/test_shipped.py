@@ -77,7 +77,9 @@ NETWORKS: dict[str, list[str]] = {
 
 def test_every_shipped_sweep_is_here() -> None:
     networks = {version for name in NETWORKS for version in (name, f"{name}_small")}
-    assert set(shipped_sweeps()) == {*TINY, *networks}
+    # those of noise have tests of their own
+    estimators = {name for name in shipped_sweeps() if not load(name).methods}
+    assert estimators == {*TINY, *networks}
 
 
 @pytest.mark.parametrize("version", ["", "_small"])
