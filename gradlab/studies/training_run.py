@@ -264,7 +264,9 @@ def seconds_of_step(spec: training.TrainingSpec) -> float:
         info.mean, info.std, {},
     )  # fmt: skip
     whole = spec.data.model_copy(update={"examples": None, "evaluation_examples": None})
-    spec = spec.model_copy(update={"data": whole})
+    # three steps, each an epoch
+    loop_of_three = spec.loop.model_copy(update={"epochs": max(3, spec.loop.epochs)})
+    spec = spec.model_copy(update={"data": whole, "loop": loop_of_three})
     prepared, state = setup.prepare(spec, training.Datasets(noise, noise))
     gradients = prepared.gradients(prepared.phase(1)[0], state.model, lambda _: None)
     tally = loop.empty_tally(state.model, prepared)

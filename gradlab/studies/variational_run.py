@@ -14,7 +14,7 @@ predictions of one and the same network, that of the last epoch. ``layer_sparsit
 layer and recorded epoch, ``log_alpha`` a histogram of each layer at the end, and ``kept_inputs``
 the kept weights of every input pixel of a first linear layer.
 
-A run that was killed goes on behind its last epoch.
+A run that was killed goes on where it stood at the last tenth of its epochs.
 """
 
 from __future__ import annotations
@@ -122,21 +122,27 @@ class VariationalRun:
 
     def forward_passes(self, cell: Cell) -> float:
         """Of all steps, three for each draw: backpropagation takes two more."""
-        return 3.0 * steps_of(cell) * float(cell["settings"]["samples"])
+        settings = cell["settings"]
+        plain = float(settings["pretrain_epochs"]) / float(settings["epochs"])
+        return 3.0 * steps_of(cell) * (float(settings["samples"]) + plain)
 
     def run(self, cell: Cell, scratch: Path) -> Tables:
         """Train, and give the epochs, the result and what is left of each layer."""
         clock = time.perf_counter()
-        start = _pretrained(cell, scratch)
-        spec = spec_of(cell, None if start is None else str(start))
-        folder = _folder(spec, scratch)
         key = cells.key_columns(cell, leave_out=("examples", "evaluation_examples", "record_every"))
         key["train_examples"], key["evaluation_examples"] = images_of(cell)
+        folder = None
         try:
+            start = _pretrained(cell, scratch)
+            spec = spec_of(cell, None if start is None else str(start))
+            folder = _folder(spec, scratch)
             result = training.run(spec, folder)
         except training.Diverged as diverged:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             rows = [{**key, **measured(row, NOISY)} for row in diverged.rows]
-            outcome = {**key, "diverged": True, "epochs_done": len(rows) - 1}
+            outcome = {**key, "diverged": True, "epochs_done": len(rows) - 1,
+                       "seconds": time.perf_counter() - clock}  # fmt: skip
             return {"training": rows, "training_result": [outcome]}
         epochs, final = result.epochs, result.final
         every, last = cell["settings"]["record_every"], len(epochs)

@@ -203,7 +203,11 @@ def _gradient_variance(cell: Cell) -> list[Work]:
 
 
 def _training_run(cell: Cell) -> list[Work]:
-    return [Work("network", cell, float(training_run.steps_of(cell)))]
+    settings = cell["settings"]
+    # a method's pretraining is shared, and its steps are a little cheaper
+    epochs = settings["epochs"] + settings.get("pretrain_epochs", 0)
+    steps = training_run.steps_of(cell) * epochs / settings["epochs"]
+    return [Work("network", cell, float(steps))]
 
 
 _STUDIES: dict[str, Callable[[Cell], list[Work]]] = {

@@ -6,6 +6,8 @@ What lies in the folder:
 - ``log.csv``: one row per epoch; ``gradient_norms.csv`` where asked for; ``layers.csv`` of
   stochastic layers;
 - ``checkpoint.safetensors`` after every epoch, and the previous one;
+- of pruned networks at the end ``log_alpha.csv``, a histogram of each layer, and
+  ``kept_inputs.csv``, the weights that are kept of every pixel;
 - at the end ``weights.safetensors``, ``weights-ema.safetensors``, ``summary.json``.
 """
 
@@ -21,7 +23,7 @@ from typing import Any
 
 import torch
 
-from gradlab import _provenance
+from gradlab import _provenance, variational
 from gradlab.training import checkpoint, files
 from gradlab.training.checkpoint import Checkpoint
 from gradlab.training.evaluation import evaluate
@@ -36,7 +38,7 @@ from gradlab.training.weights import EMA_FILE, FILE, save_weights
 from gradlab.variational.complaints import complaints
 
 LOG, NORMS, LAYERS = "log.csv", "gradient_norms.csv", "layers.csv"
-SUMMARY = "summary.json"
+SUMMARY, LOG_ALPHA, KEPT = "summary.json", "log_alpha.csv", "kept_inputs.csv"
 SPEC, ENVIRONMENT = "spec.json", "environment.json"
 # A sweep's results lie in folders of the same kind.
 _FOREIGN = "store.sqlite"
@@ -222,6 +224,12 @@ class _Run:
         if state.average is not None:
             facts = {**self._weight_facts(), "averaged": True}
             save_weights(state.average.model, folder / EMA_FILE, facts)
+        if self.setup.spec.variational is not None:
+            about = {LOG_ALPHA: variational.log_alpha_histogram(state.model),
+                     KEPT: variational.kept_inputs(state.model)}  # fmt: skip
+            for name, rows in about.items():
+                if rows:
+                    files.write(folder / name, table(rows))
         return folder / FILE
 
     def _summary(self) -> dict[str, Any]:

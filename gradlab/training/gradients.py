@@ -113,6 +113,7 @@ class Backpropagation:
     def _first(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The first compiled step, or an eager one that leaves no trace of the attempt."""
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        drawn = torch.get_rng_state()
         self._tried = True
         try:
             return self._run(self.compiled or self._forward, images, targets)
@@ -121,6 +122,8 @@ class Backpropagation:
             self.compiled = None
             set_fused(self.model, False)
             self.model.load_state_dict(before)
+            torch.set_rng_state(drawn)
+            self.measured()  # forgets what the failed attempt counted
             self.model.zero_grad(set_to_none=True)
             return self._run(self._forward, images, targets)
 
@@ -188,12 +191,12 @@ class NoisyBackpropagation(Backpropagation):
         return loss, correct.float() / self.samples
 
     def measured(self) -> Row:
-        """Means of ``train_nll`` and ``kl`` (in nats), and ``kl_weight_now`` of the last step."""
+        """Means of ``train_nll`` and ``kl`` in nats, and the last ``kl_weight_now`` in the loss."""
         found = {key: float(value) / max(1, self._done) for key, value in self._sums.items()}
         for value in self._sums.values():
             value.zero_()
         self._done = 0
-        return {**found, "kl_weight_now": self._weight}
+        return {**found, "kl_weight_now": self._weight if self.in_loss else None}
 
     def _forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         likelihood, correct = super()._forward(images, targets)

@@ -12,7 +12,8 @@ in float32); ``flip_ratio`` (fraction of latent weights whose sign changed in th
 ``gradient_norm`` (mean over steps, before clipping); ``forward_passes`` and ``backward_passes`` (in
 batches); ``images_per_second`` (of training alone); ``seconds``; ``diverged``.
 
-With noise (``[variational]``) ``train_loss`` is the whole objective, and there are also
+With noise (``[variational]``) ``train_loss`` is the whole objective (the likelihood alone where the
+optimizer has the KL term in its own rule, as that of BayesBiNN), and there are also
 ``train_nll`` and ``kl`` (its parts, the KL in nats, not divided by anything), ``kl_weight_now``;
 ``val_*`` are of the mean weights, ``sample_loss`` and ``sample_accuracy`` of one draw of the noise,
 ``pruned_loss``, ``pruned_accuracy`` and ``compression`` of the mean weights that are kept.

@@ -2,7 +2,8 @@
 
 Weight decay is the optimizer's own, with torch's meaning: ``adam`` and ``sgd`` add it to the
 gradient, ``adamw`` decays the weights themselves. It applies to all parameters: latent weights,
-scales of BatchNorm and biases alike.
+scales of BatchNorm and biases alike, but for the parameters of noise (variances, rates of dropout,
+probabilities of binary weights).
 
 ``bayes_binn`` and ``bop`` step binary weights by rules of their own and everything else by Adam
 (:mod:`gradlab.variational.optimizers`), so they need the model, to know which is which.
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlab import variational
 from gradlab._registry import unknown
 from gradlab.variational.optimizers import BayesBiNN, Bop, groups_for
 
@@ -108,6 +110,8 @@ def create(
         options = {"fused": True, **options}
     if name in _OF_BINARY_WEIGHTS and model is not None:
         given = groups_for(_OF_BINARY_WEIGHTS[name], model)
+    elif model is not None and options.get("weight_decay", valid.get("weight_decay")):
+        given = _decayed_and_not(model)
     if name == "bayes_binn":
         if train_size is None:
             raise ValueError("the optimizer bayes_binn needs the number of training examples: "
@@ -117,11 +121,28 @@ def create(
     make: Any = _classes()[name]
     try:
         optimizer: torch.optim.Optimizer = make(given, lr=lr, **tuples)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         place = make.__module__ if name in _OF_BINARY_WEIGHTS else "torch.optim"
         raise ValueError(f"{str(error).rstrip('.')}: see {place}.{make.__name__} "
                          "for what its options may be.") from None  # fmt: skip
     return optimizer
+
+
+def _decayed_and_not(model: nn.Module) -> list[dict[str, Any]]:
+    """A model's parameters, apart: what may decay, and what says how noise is distributed.
+
+    Decay would pull variances towards one and probabilities towards a half.
+    """
+    noise = set(variational.own_parameters(model))
+    layers = variational.stochastic_layers(model).items()
+    noise |= {f"{name}.weight".lstrip(".") for name, layer in layers if layer.natural}
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        parts[name in noise].append(parameter)
+    decayed, kept = parts
+    if not kept:
+        return [{"params": decayed}]
+    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

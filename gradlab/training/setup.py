@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gradlab import data, estimators, models, variational
+from gradlab._registry import unknown
 from gradlab.data import Augmentation, Dataset
 from gradlab.objectives.base import check_device
 from gradlab.training import optimizers, schedules, weights
@@ -168,10 +169,12 @@ def _checked(
     entry, model = _model(spec, shape, classes)
     if spec.variational is not None:
         _named("variational.kl_weight", spec.variational.kl_weight, kl_weight.create)
-        _check_own_kl(spec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived(spec.seed, INIT, 1))
             model = variational.convert(model, noise_of(spec))
+    _optimizer(spec, model, 1)  # whether it fits the network
+    if spec.variational is not None:
+        _check_own_kl(spec)
     return device, schedule, augmentation, entry, model
 
 
@@ -186,11 +189,7 @@ def _prepare(spec: TrainingSpec, datasets: Datasets | None) -> tuple[Setup, Stat
     model = model.to(device)
     if spec.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    options = {key: value for key, value in spec.optimizer.items() if key not in ("name", "lr")}
-    optimizer = optimizers.create(
-        spec.optimizer["name"], model.parameters(), float(spec.optimizer["lr"]),
-        model=model, train_size=len(loaded.train), **options,
-    )  # fmt: skip
+    optimizer = _optimizer(spec, model, len(loaded.train))
     average = None if spec.loop.ema is None else WeightAverage(model, spec.loop.ema)
     compiled, fused = _compiled(spec, device, batches.steps)
     setup = Setup(spec, entry, loaded, batches, schedule, device, compiled, fused)
@@ -244,8 +243,24 @@ def _check_optimizer(spec: TrainingSpec) -> None:
         raise ValueError("optimizer.lr is missing: write for example lr = 1e-3.")
     if isinstance(lr, bool) or not isinstance(lr, int | float) or lr <= 0:
         raise ValueError(f"optimizer.lr is {lr!r}: give a number above 0.")
-    options = {key: value for key, value in spec.optimizer.items() if key not in ("name", "lr")}
+    options = _optimizer_options(spec)
+    valid = optimizers.defaults(name)
+    for option in options:
+        if option not in valid:
+            raise ValueError(unknown(f"option of optimizer {name}", option, valid))
     optimizers.create(name, [nn.Parameter(torch.zeros(2, 2))], float(lr), train_size=1, **options)
+
+
+def _optimizer_options(spec: TrainingSpec) -> dict[str, Any]:
+    return {key: value for key, value in spec.optimizer.items() if key not in ("name", "lr")}
+
+
+def _optimizer(spec: TrainingSpec, model: nn.Module, train_size: int) -> torch.optim.Optimizer:
+    name, lr = spec.optimizer["name"], float(spec.optimizer["lr"])
+    options = _optimizer_options(spec)
+    return optimizers.create(
+        name, model.parameters(), lr, model=model, train_size=train_size, **options
+    )
 
 
 def _check_estimators(spec: TrainingSpec) -> None:

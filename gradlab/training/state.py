@@ -14,7 +14,7 @@ from gradlab.training.average import WeightAverage
 Row = dict[str, Any]
 
 # Streams of random numbers of a run: each derives from (seed, stream, epoch or step).
-INIT, ORDER, AUGMENTATION, MODULE, ESTIMATOR, SUBSET, JUDGED = range(7)
+INIT, ORDER, AUGMENTATION, MODULE, ESTIMATOR, SUBSET, JUDGED, PREDICTED = range(8)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Predictions of a noisy network on a data set: at its mean weights, of one draw, of many.
 
 Three numbers that are easily taken for each other: the mean weights without noise, one draw of the
-noise for each image, and the mean prediction over several draws. Comparisons that judge a noisy
+noise (for each image, or where weights are drawn for each few hundred of them), and the mean
+prediction over several draws. Comparisons that judge a noisy
 method by a single draw, and a plain network without noise, rank the noise and not the method.
 
 >>> from gradlab.data import Dataset
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from gradlab import variational
 from gradlab.data import Dataset
+from gradlab.training.state import PREDICTED, derived
 from gradlab.variational import metrics
 
 MEAN, SAMPLE, MONTE_CARLO = KINDS = ("mean", "sample", "monte_carlo")
@@ -63,7 +65,8 @@ def probabilities(
     parts = []
     for number, start in enumerate(range(0, len(data), _IMAGES)):
         images = data.batch(slice(start, start + _IMAGES))
-        parts.append(variational.predict(model, images, samples, seed=seed + number))
+        own = derived(seed, PREDICTED, number)
+        parts.append(variational.predict(model, images, samples, seed=own))
     return torch.cat(parts, dim=-2)
 
 

@@ -63,7 +63,8 @@ def load_weights(
         The file's facts.
 
     Raises:
-        FileProblem: no such file, a damaged one, or the weights of another architecture.
+        FileProblem: no such file, a damaged one, the weights of another architecture, or natural
+            parameters (of binary weights) where weights are wanted.
     """
     place = weights_file(path, ema=ema)
     tensors, facts = files.unpacked(place)
@@ -76,12 +77,32 @@ def load_weights(
             f"{place} holds the weights of another network ({complaint}): create the model with "
             f"the options it was trained with{_options(facts)}."
         )
+    natural = [each for each in variational.stochastic_layers(model).values() if each.natural]
+    kept = _natural_method(facts) if plain else None
+    if kept is not None and not _all_of(natural, type(kept)):
+        name = facts["variational"]["method"]["name"]
+        raise FileProblem(f"{place} holds natural parameters of the method {name}, which are no "
+                          "weights: start from a network of that method, or from a plain one."
+                          )  # fmt: skip
     model.load_state_dict(tensors)
-    if plain and not facts.get("variational"):
-        for layer in variational.stochastic_layers(model).values():
-            if layer.natural:
-                layer.start_from(layer.weight)
+    if plain and kept is None:
+        for layer in natural:
+            layer.start_from(layer.weight)
     return facts
+
+
+def _all_of(layers: list[Any], method: type) -> bool:
+    return bool(layers) and all(type(layer.method) is method for layer in layers)
+
+
+def _natural_method(facts: Mapping[str, Any]) -> variational.Method | None:
+    """The method of a file's weights, if these are natural parameters and no weights."""
+    entry = facts.get("variational")
+    if not entry:
+        return None
+    options = dict(entry["method"])
+    method = variational.create(options.pop("name"), **options)
+    return method if method.linear(1, 1).natural else None
 
 
 def build(path: str | Path, *, ema: bool = False) -> tuple[nn.Module, dict[str, Any]]:

@@ -190,7 +190,9 @@ class _Bernoulli(StochasticLayer):
         chances = torch.rand(
             self.samples, *self.weight.shape, device=self.weight.device, dtype=self.weight.dtype
         )
-        drawn = torch.where(chances < torch.sigmoid(self.weight.detach()), 1.0, -1.0)
+        drawn = torch.where(chances < torch.sigmoid(self.weight.detach()), 1.0, -1.0).to(
+            self.weight.dtype
+        )
         mean = self._mean()
         return drawn + (mean - mean.detach())
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlab.binary.layers import BinaryConv2d, BinaryLinear
 from gradlab.variational.base import StochasticLayer, stochastic_layers
 
 Row = dict[str, Any]
@@ -197,7 +198,7 @@ def kept_inputs(
 
 def _weighted(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in model.named_modules():
-        if isinstance(layer, StochasticLayer | nn.Linear | nn.Conv2d):
+        if isinstance(layer, StochasticLayer | nn.Linear | nn.Conv2d | BinaryLinear | BinaryConv2d):
             yield name, layer
 
 

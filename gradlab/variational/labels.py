@@ -27,7 +27,7 @@ LABELS = {
 
 
 def label(name: str, options: Mapping[str, Any] | None = None) -> str:
-    """The display name of a method; options that differ are named where they differ.
+    """The display name of a method, whatever its options: tables name those that differ.
 
     >>> label("sparse"), label("somebody_elses")
     ('sparse VD', 'somebody elses')

@@ -14,7 +14,7 @@ from gradlab import training, variational
 from gradlab.training import weights
 from gradlab.training.folder import run
 from gradlab.training.loop import train_epoch
-from gradlab.training.setup import Setup, prepare
+from gradlab.training.setup import Setup, check, initialize, prepare
 from gradlab.training.spec import SpecError
 from gradlab.training.state import MODULE, State, derived
 from tests.training import tiny
@@ -100,6 +100,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(method: dict[str, Any], tmp_
     resumed = run(given, tmp_path / "parts", datasets=tiny.datasets())
     assert tiny.same(tiny.weights(whole.weights), tiny.weights(resumed.weights))
     assert whole.layers == resumed.layers
+    for name in ("log_alpha.csv", "kept_inputs.csv"):
+        written = tmp_path / "parts" / name
+        assert written.exists() == (tmp_path / "whole" / name).exists()
+        if method["name"] == "sparse":
+            assert written.read_text().startswith("layer,low" if "alpha" in name else "channel,row")
     final = resumed.final["predictions"]
     assert set(final) >= {"mean", "sample", "monte_carlo"}
     assert final["monte_carlo"]["samples"] == 10
@@ -136,6 +141,76 @@ def test_weights_of_sampled_weights_load_into_local_reparameterization(tmp_path:
     found, _ = training.build(sampled.weights)
     for name, tensor in found.state_dict().items():
         assert torch.equal(local.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(("file", "network", "words"), [
+    ("bernoulli_weights", "sparse", "natural parameters of the method bernoulli_weights"),
+    ("bernoulli_weights", None, "natural parameters of the method bernoulli_weights"),
+    ("bayes_binn", "bernoulli_weights", "natural parameters of the method bayes_binn"),
+    ("bernoulli_weights", "bernoulli_weights", None),
+    ("bernoulli", "bernoulli_weights", None),
+    (None, "bernoulli_weights", None),
+])  # fmt: skip
+def test_natural_parameters_are_not_taken_for_weights(
+    file: str | None, network: str | None, words: str | None, tmp_path: Path
+) -> None:
+    def noise(name: str | None) -> dict[str, Any] | None:
+        return None if name is None else {"method": {"name": name}}
+
+    source = run(spec(noise(file), loop={"epochs": 1}), tmp_path, datasets=tiny.datasets())
+    start = spec(noise(network), init={"weights": str(source.weights)})
+    setup, state = prepare(start, tiny.datasets())
+    if words is not None:
+        with pytest.raises(SpecError, match=words):
+            initialize(setup, state)
+        return
+    initialize(setup, state)
+    before, _ = training.build(source.weights)
+    layer: Any = state.model.get_submodule("classifier.0")
+    given = before.get_submodule("classifier.0").weight
+    if file == network:
+        assert torch.equal(layer.weight, given)
+    else:  # probabilities between .05 and .95, on the side of each weight's sign
+        assert float(layer.weight.detach().abs().max()) <= 3
+        clear = given.abs() > given.std() * 0.1
+        assert torch.equal(layer.weight[clear] > 0, given[clear] > 0)
+
+
+def test_noise_does_not_decay() -> None:
+    setup, state = ready(SPARSE, optimizer={"name": "sgd", "lr": 0.1, "weight_decay": 0.5})
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    assert setup.spec.optimizer["weight_decay"] == 0.5
+    for name, parameter in state.model.named_parameters():
+        factor = 1.0 if "log_sigma2" in name else 0.95
+        torch.testing.assert_close(parameter.detach(), factor * before[name])
+
+
+@pytest.mark.parametrize(("noise", "optimizer", "words"), [
+    (SPARSE, {"name": "bop"}, "bop flips binary weights, and the model has none"),
+    (SPARSE, {"name": "bayes_binn"}, "needs weights of the method bayes_binn"),
+    ({"method": {"name": "bayes_binn"}, "kl_weight": {"name": "linear"}}, {"name": "bayes_binn"},
+     "leave out variational.kl_weight"),
+    ({"method": {"name": "bayes_binn", "prior": 1.0}}, {"name": "bayes_binn"}, "both the same"),
+    (None, {"name": "adam", "betas": [0.9]}, "see torch.optim.Adam"),
+    (None, {"name": "adam", "train_size": 5}, "unknown option of optimizer adam 'train_size'"),
+])  # fmt: skip
+def test_an_optimizer_that_does_not_fit_is_refused_before_any_image_is_read(
+    noise: dict[str, Any] | None, optimizer: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        check(spec(noise, optimizer=optimizer))
+
+
+def test_the_kl_of_bayes_binn_is_the_optimizers_affair() -> None:
+    setup, state = ready({"method": {"name": "bayes_binn"}}, optimizer={"name": "bayes_binn"})
+    gradients = setup.gradients(None, state.model, lambda _: None)
+    row = train_epoch(state, setup, gradients, lambda _: None)
+    assert row["kl_weight_now"] is None
+    assert row["train_loss"] == pytest.approx(row["train_nll"])
+    assert row["kl"] > 0
 
 
 def test_random_labels_are_the_same_labels_in_another_order() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradlab.variational import stochastic_layers, to_variational
+from gradlab.variational import names, stochastic_layers, to_variational
 from gradlab.variational.complaints import complaints
 
 
@@ -29,8 +29,9 @@ DIRECT: dict[str, Any] = {"parameterization": "log_alpha"}
 @pytest.mark.parametrize(("value", "options", "words"), [
     (float("nan"), DIRECT, "the noise of layer 2 is no number"),
     (-8.0, DIRECT, "nearly all noise of layer 2 stands at its lower bound"),
-    (4.0, DIRECT, "every weight of layer 2 has a log alpha above the threshold"),
-    (4.0, {"method": "hierarchical_a", "side": "input"}, "every weight of layer 2"),
+    (4.0, DIRECT, "no weight of layer 2 is kept"),
+    (4.0, {"method": "hierarchical_a", "side": "input"}, "no weight of layer 2 is kept"),
+    (0.0, {**DIRECT, "method": "variational_b"}, "nearly all noise of layer 2 stands at its upper"),
     (1.0, {**DIRECT, "method": "variational_b", "noise": "weights", "mode": "faithful"},
      "the noise of layer 2 has crossed the clamp"),
 ])  # fmt: skip
@@ -49,6 +50,18 @@ def test_noise_that_moves_is_not_complained_about(options: dict[str, Any]) -> No
     assert complaints(noisy(-2.0, **options)) == []
 
 
-@pytest.mark.parametrize("method", ["none", "bernoulli", "gaussian_w", "bayes_by_backprop"])
-def test_fixed_noise_is_not_complained_about(method: str) -> None:
+@pytest.mark.parametrize("method", names())
+def test_a_fresh_network_is_not_complained_about(method: str) -> None:
     assert complaints(to_variational(nn.Linear(3, 2), method)) == []
+
+
+def test_closed_gates_and_broken_rates_are_said() -> None:
+    closed: Any = to_variational(nn.Linear(3, 2), "l0")
+    broken: Any = to_variational(nn.Linear(3, 2), "concrete")
+    with torch.no_grad():
+        closed.log_odds.fill_(-4.0)
+        broken.logit_p.fill_(torch.nan)
+    assert complaints(closed) == [
+        "no weight of the model is kept: pruned, its output is a constant."
+    ]
+    assert complaints(broken)[0].startswith("the noise of the model is no number")
