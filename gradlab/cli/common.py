@@ -44,6 +44,7 @@ Jobs = Annotated[
                  help="Number of workers [default: one per core and thread of a cell]."),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Skip figures and report.")]
 RESULTS = Path("results")
 
@@ -104,8 +105,14 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int)
 
 
 def print_json(value: Any) -> None:
-    """Indented JSON on stdout."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    """Indented JSON on stdout; numbers that are not finite become null."""
+    try:
+        text = json.dumps(value, indent=2, default=str, allow_nan=False)
+    except ValueError:  # only then, for it imports torch
+        from gradlab.training.files import finite
+
+        text = json.dumps(finite(value), indent=2, default=str)
+    typer.echo(text)
 
 
 def tell(sentence: str) -> None:

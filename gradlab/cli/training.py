@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from gradlab._registry import unknown
 from gradlab.cli import variational
 from gradlab.cli.common import (
     RESULTS,
+    Ema,
     Json,
     NoReport,
     Overrides,
@@ -25,21 +25,22 @@ from gradlab.cli.common import (
     print_table,
     tell,
 )
+from gradlab.cli.variational import check_images, device_of, network_of, weights_of
 
 if TYPE_CHECKING:
     from gradlab.training import Moment, TrainingResult
 
 FIGURE = "learning_curve"
 TOP = 3
+SAMPLES = 10
 
 TrainingArgument = Annotated[
     str,
     typer.Argument(metavar="SPEC", help="A TOML file, a shipped training, or a run's folder."),
 ]
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's folder or name, or a weights file.")
+    str, typer.Argument(metavar="RUN", help="A run's folder or name, or a file of weights.")
 ]
-Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights.")]
 
 
 @app.command(epilog="Example: gradlab train mnist_mlp loop.epochs=5 model.width=128")
@@ -103,8 +104,8 @@ def _print_result(result: TrainingResult) -> None:
             rows.append([words, *_shown(final[key]["loss"], final[key]["accuracy"]), "at the end"])
     rows += _noise_rows(final)
     print_table(["images", "loss", "accuracy", "of"], rows, left=1)
-    if final.get("compression"):
-        tell(f"{final['last']['compression']:.1f} times fewer weights: see layers.csv.")
+    if "compression" in final:
+        tell(f"{variational.fewer(final['last']['compression'])}: see layers.csv.")
     tell(f"weights: {result.weights}")
 
 
@@ -168,8 +169,13 @@ def evaluate(
     ] = "test",
     ema: Ema = False,
     samples: Annotated[
-        int, typer.Option(min=1, help="Draws that a noisy network's prediction averages.")
-    ] = 10,
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="Draws that a noisy network's prediction averages [default: 10].",
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -187,36 +193,34 @@ def evaluate(
 
     from gradlab import data as sets
     from gradlab import training
-    from gradlab.training.setup import resolve_device
 
-    place = weights_of(run, results)
-    try:
-        chosen = resolve_device(device)
-    except ValueError as error:
-        raise UsageError(str(error).replace("loop.", "")) from None
-    model, facts = training.build(place, ema=ema)
+    place = weights_of(run, results, ema)
+    model, facts = network_of(place, ema)
+    chosen = device_of(device, model)
     known = facts.get("data") or {}
     name = data or known.get("name")
     if name is None:
         raise UsageError(f"{place} does not say what it was trained on: give --data NAME.")
-    share = float(known.get("validation", 0.0))
+    takes = getattr(model, "input_shape", known.get("image_shape"))
+    check_images(name, "--data", takes, place)
+    if samples is not None:
+        variational.require_noise(facts, "--samples", place)
+    if against is not None:
+        variational.require_noise(facts, "--against", place)
+        check_images(against, "--against", takes, place)
+    seed, share = int(known.get("seed", 0)), float(known.get("validation", 0.0))
     loaded = sets.load(
-        name, split, device=chosen, validation=share if split != "test" else 0.0,
-        seed=int(known.get("seed", 0)),
-    )  # fmt: skip
-    takes = tuple(getattr(model, "input_shape", loaded.image_shape))
-    if takes != loaded.image_shape:
-        raise UsageError(
-            f"images of {name} are {loaded.image_shape} (channels, height, width), and the network "
-            f"in {place} takes {takes}: give --data a set of such images."
-        )
+        name, split, device=chosen, validation=share if split != "test" else 0.0, seed=seed
+    )
     if known:  # the normalization belongs to the network
         loaded = replace(loaded, mean=tuple(known["mean"]), std=tuple(known["std"]))
-    found = training.evaluate(model.to(chosen), loaded, details=True)
+    outside = None
     if against is not None:
-        variational.require_noise(facts, "--against")
+        outside = sets.load(against, "test", device=chosen)
+        outside = replace(outside, mean=loaded.mean, std=loaded.std)
+    found = training.evaluate(model.to(chosen), loaded, details=True)
     if facts.get("variational"):
-        found |= variational.uncertainty(model, loaded, samples, against)
+        found |= variational.uncertainty(model, loaded, outside, samples or SAMPLES, seed)
     if as_json:
         print_json({"weights": str(place), "data": name, "split": split, **found})
         return
@@ -257,13 +261,17 @@ def predict(
 
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other: give one of them.")
-    model, facts = training.build(weights_of(run, results), ema=ema)
+    place = weights_of(run, results, ema)
+    model, facts = network_of(place, ema)
+    if samples is not None:
+        variational.require_noise(facts, "--samples", place)
     images = read_images(inputs, facts)
     if samples is None:
         probabilities = training.predict(model, images.data).tolist()
     else:
-        variational.require_noise(facts, "--samples")
-        probabilities = uncertainty.probabilities(model, images.data, samples).mean(0).tolist()
+        seed = int(facts["data"].get("seed", 0))
+        drawn = uncertainty.probabilities(model, images.data, samples, seed)
+        probabilities = drawn.mean(0).tolist()
     classes = images.data.classes
     found = []
     for source, index, row in zip(images.sources, images.indices, probabilities, strict=True):
@@ -295,15 +303,6 @@ def _print_predictions(found: list[dict[str, Any]]) -> None:
         rows.append([entry["input"], str(entry["index"]), entry["class"],
                      f"{entry['probability']:.3f}", others])  # fmt: skip
     print_table(["input", "image", "class", "probability", "then"], rows, left=3)
-
-
-def weights_of(given: str, results: Path) -> Path:
-    """The folder or file of weights that were given as a path or as a run's name."""
-    for place in (Path(given), results / given):
-        if place.exists():
-            return place
-    runs = sorted(path.parent.name for path in results.glob("*/spec.json"))
-    raise UsageError(unknown(f"run in {results}", given, runs))
 
 
 class Display:

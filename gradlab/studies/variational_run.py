@@ -72,7 +72,8 @@ class VariationalRunSettings(TrainingRunSettings):
         samples: draws of the noise for each image of a step.
         evaluation_samples: of the Monte Carlo predictions.
         pretrain_epochs: train so many epochs without noise first.
-        pixels: "standardized" by the data set's mean and deviation, or "symmetric": from -1 to 1.
+        pixels: "standardized" by the data set's mean and standard deviation, "symmetric" (from -1
+            to 1) or "unit" (from 0 to 1).
         random_labels: shuffle the training labels.
         record_every: epochs between two rows of ``layer_sparsity``; the last is always there.
     """
@@ -87,7 +88,7 @@ class VariationalRunSettings(TrainingRunSettings):
     samples: PositiveInt = 1
     evaluation_samples: PositiveInt = 10
     pretrain_epochs: Annotated[int, pydantic.Field(ge=0)] = 0
-    pixels: Literal["standardized", "symmetric"] = "standardized"
+    pixels: Literal["standardized", "symmetric", "unit"] = "standardized"
     random_labels: bool = False
     record_every: PositiveInt = 10
 

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gradlab.variational.exported import EXPORTED
+
 FACTS = "gradlab"
 DIGEST = "sha256"
 
@@ -125,6 +127,9 @@ def unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "is read."
         ) from None
     text = metadata.get(FACTS)
+    if text is None and EXPORTED in metadata:
+        raise FileProblem(f"{path} holds a compressed network, which lacks the weights that were "
+                          "pruned: give the weights file it was made of.")  # fmt: skip
     if text is None:
         raise FileProblem(f"{path} was not written by gradlab: it says nothing about its network.")
     if metadata.get(DIGEST) != _digest(tensors, text):

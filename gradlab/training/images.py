@@ -54,8 +54,8 @@ def read_images(paths: list[Path], facts: Mapping[str, Any]) -> Images:
         shape: tuple[int, int, int] = tuple(known["image_shape"])
         classes, mean, std = (tuple(known[key]) for key in ("classes", "mean", "std"))
     except (KeyError, TypeError):
-        raise FileProblem("the weights do not say what images they were trained on: use those "
-                          "that `gradlab train` made.") from None  # fmt: skip
+        raise FileProblem("the weights do not say what images they were trained on: use a file "
+                          "that `gradlab train` or `gradlab compress` made.") from None  # fmt: skip
     parts: list[NDArray[np.uint8]] = []
     sources: list[str] = []
     indices: list[int] = []

@@ -32,6 +32,9 @@ from gradlab.variational import kl_weight
 # Compiling takes a minute or two, signs alone some seconds: "auto" leaves shorter runs alone.
 STEPS_THAT_PAY = {"cuda": 2_000, "cpu": 500}
 
+# Pixels that do not go by the data set's own mean and standard deviation: what takes their place.
+_SCALES = {"symmetric": (0.5, 0.5), "unit": (0.0, 1.0)}
+
 # An optimizer whose rule has the KL term in it.
 _HAS_OWN_KL = "bayes_binn"
 
@@ -367,18 +370,20 @@ def _limited(spec: TrainingSpec, datasets: Datasets) -> Datasets:
     wanted = spec.data.evaluation_examples
     evaluation = _first(datasets.evaluation, wanted, spec.seed, "evaluation_examples", 1)
     found = Datasets(train, evaluation, datasets.test)
-    return _symmetric(found) if spec.data.pixels == "symmetric" else found
+    return (
+        found if spec.data.pixels == "standardized" else _scaled(found, *_SCALES[spec.data.pixels])
+    )
 
 
-def _symmetric(datasets: Datasets) -> Datasets:
-    """The same images with pixels from -1 to 1."""
+def _scaled(datasets: Datasets, mean: float, std: float) -> Datasets:
+    """The same images with other numbers to normalize by."""
 
-    def symmetric(images: Dataset) -> Dataset:
-        half = (0.5,) * images.image_shape[0]
-        return replace(images, mean=half, std=half)
+    def scaled(images: Dataset) -> Dataset:
+        channels = images.image_shape[0]
+        return replace(images, mean=(mean,) * channels, std=(std,) * channels)
 
-    test = None if datasets.test is None else symmetric(datasets.test)
-    return Datasets(symmetric(datasets.train), symmetric(datasets.evaluation), test)
+    test = None if datasets.test is None else scaled(datasets.test)
+    return Datasets(scaled(datasets.train), scaled(datasets.evaluation), test)
 
 
 def _first(images: Dataset, number: int | None, seed: int, key: str, counter: int) -> Dataset:

@@ -74,8 +74,8 @@ class DataSpec(_Table):
         padding: what crops are padded with, "zero" (black) or "reflect".
         examples: use only the first so many of a seeded permutation of the training set.
         evaluation_examples: likewise of the images evaluated in every epoch.
-        pixels: "standardized" by the data set's mean and standard deviation, or "symmetric": from
-            -1 to 1.
+        pixels: "standardized" by the data set's mean and standard deviation, "symmetric" (from -1
+            to 1) or "unit" (from 0 to 1).
         random_labels: shuffle the labels of the training images, seeded: there is nothing to learn
             but each image by heart (Zhang et al. 2017, arXiv 1611.03530).
     """
@@ -89,7 +89,7 @@ class DataSpec(_Table):
     padding: str = "zero"
     examples: int | None = Field(default=None, ge=1)
     evaluation_examples: int | None = Field(default=None, ge=1)
-    pixels: Literal["standardized", "symmetric"] = "standardized"
+    pixels: Literal["standardized", "symmetric", "unit"] = "standardized"
     random_labels: bool = False
 
 

@@ -19,7 +19,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -31,7 +31,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from gradlab._registry import unknown
-from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
+from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer, stochastic_layers
 from gradlab.variational.compression import mask, masked_weight
 from gradlab.variational.exported import VERSION, Exported
 
@@ -46,6 +46,7 @@ def export(
     format: str = "dense",
     *,
     threshold: float | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Exported:
     """The network without what is pruned, at its mean weight, as in ``eval()``.
 
@@ -58,20 +59,23 @@ def export(
         path: where to write it; ``None`` for nowhere.
         format: "dense", "csr" or "masked", see :mod:`gradlab.variational.exported`.
         threshold: of log α, above which a weight is removed; ``None`` for each layer's own.
+        facts: what else to know of the network, as JSON; the file keeps it.
 
     Returns:
         A module that predicts on the processor.
 
     Raises:
-        ValueError: a layer or a structure that cannot be exported, nothing that is pruned, or a
-            file that cannot be written.
+        ValueError: a layer or a structure that cannot be exported, nothing that is pruned, a
+            threshold that nothing is pruned by, or a file that cannot be written.
     """
     if format not in FORMATS:
         raise ValueError(unknown("format", str(format), FORMATS))
-    chain = _chain(model)
+    chain = _known_chain(model)
     entry, inputs = _entry(chain)
     steps = _steps(chain, entry, threshold)
     _check_pruned(steps)
+    if threshold is not None:
+        _check_threshold(model)
     stored, live = _stored_steps(steps, format)
     tensors = {
         f"{number}.{key}": tensor.contiguous()
@@ -85,8 +89,10 @@ def export(
         "format": format,
         "entry": entry,
         "inputs": inputs,
-        "steps": [facts for facts, _ in stored],
+        "steps": [each for each, _ in stored],
     }
+    if facts is not None:
+        description["facts"] = dict(facts)
     found = Exported(description, tensors)
     if path is not None:
         found.save(path)
@@ -101,6 +107,14 @@ def _check_pruned(steps: list[_Step]) -> None:
     if all(bool(step.kept.all()) for step in masked):
         raise ValueError("no weight of the model is pruned: train it for longer, or give a lower "
                          "threshold of log alpha.")  # fmt: skip
+
+
+def _check_threshold(model: nn.Module) -> None:
+    methods = [getattr(layer, "method", None) for layer in stochastic_layers(model).values()]
+    if not any(hasattr(method, "threshold") for method in methods):
+        kinds = ", ".join(sorted({type(method).__name__ for method in methods}))
+        raise ValueError(f"no layer of the model is pruned by a threshold of log alpha (method "
+                         f"{kinds}): leave the threshold out.")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,6 +365,17 @@ def _entry(chain: list[tuple[str, Any]]) -> tuple[str, int | None]:
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, StochasticLayer) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _known_chain(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """:func:`_chain`, or what is easier to mend: the first layer that cannot be exported."""
+    try:
+        return _chain(model)
+    except ValueError:
+        for name, module in model.named_modules():
+            if name and not list(module.children()) and not isinstance(module, nn.Sequential):
+                _kind(name, module)
+        raise
 
 
 def _chain(model: nn.Module) -> list[tuple[str, nn.Module]]:

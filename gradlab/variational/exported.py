@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from gradlab.variational import in_order
 
 VERSION = 1
-_KEY = "gradlab-exported"  # one key alone: safetensors writes several in any order
+EXPORTED = "gradlab-exported"
+"""The header's one key (safetensors writes several in any order): description and SHA-256."""
 # Examples at a time, whatever the format: what is computed for them stays in the processor's
 # caches. Patches of images take far more room than features.
 _TOGETHER = {"features": 128, "maps": 16}
@@ -46,8 +47,11 @@ class Exported(nn.Module):
 
     Args:
         description: ``format``, ``entry`` ("features" or "maps"), ``inputs`` (how many features or
-            channels, or ``None`` for any) and ``steps``, as JSON.
+            channels, or ``None`` for any), ``steps`` and, if they were given, ``facts``, as JSON.
         tensors: those that the steps name.
+
+    Attributes:
+        facts: what else is known of the network, such as the images that it was trained on.
 
     Raises:
         ValueError: they do not go together.
@@ -63,6 +67,7 @@ class Exported(nn.Module):
             self._entry: str = description["entry"]
             self._together = _TOGETHER[self._entry]
             self._inputs: int | None = description["inputs"]
+            self.facts: dict[str, Any] = dict(description.get("facts", {}))
             self._selected = self._selection()
             self._steps = [
                 _step(facts, _of_step(tensors, number))
@@ -92,7 +97,7 @@ class Exported(nn.Module):
         place = Path(path)
         digest = _digest(self.description, self.tensors)
         header = json.dumps({"description": self.description, "sha256": digest})
-        content = save(self.tensors, metadata={_KEY: header})
+        content = save(self.tensors, metadata={EXPORTED: header})
         partial_ = place.with_name(place.name + ".partial")
         try:
             partial_.write_bytes(content)
@@ -138,6 +143,15 @@ class Exported(nn.Module):
                              "whole network makes of it.")  # fmt: skip
 
 
+def is_exported(path: str | Path) -> bool:
+    """Whether a file says that it holds an exported network."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return EXPORTED in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
 def load_exported(path: str | Path) -> Exported:
     """The network of a file that :meth:`Exported.save` wrote.
 
@@ -154,10 +168,10 @@ def load_exported(path: str | Path) -> Exported:
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{place} is damaged or no safetensors file "
                          f"({str(error).rstrip('.')}): export it again.") from None  # fmt: skip
-    if _KEY not in metadata:
+    if EXPORTED not in metadata:
         raise ValueError(f"{place} is no exported network: give a file that export(…) wrote.")
     try:
-        header = json.loads(metadata[_KEY])
+        header = json.loads(metadata[EXPORTED])
         sound = header["sha256"] == _digest(header["description"], tensors)
     except (ValueError, KeyError, TypeError):
         sound = False

@@ -225,11 +225,13 @@ def test_random_labels_are_the_same_labels_in_another_order() -> None:
     assert shuffled.datasets.records != true.datasets.records
 
 
-def test_symmetric_pixels_lie_between_minus_one_and_one() -> None:
-    setup, _ = prepare(spec(data={"pixels": "symmetric"}), tiny.datasets(test=True))
+@pytest.mark.parametrize(("pixels", "low"), [("symmetric", -1.0), ("unit", 0.0)])
+def test_pixels_lie_between_fixed_numbers(pixels: str, low: float) -> None:
+    setup, _ = prepare(spec(data={"pixels": pixels}), tiny.datasets(test=True))
     for images in (setup.datasets.train, setup.datasets.evaluation, setup.datasets.test):
         assert images is not None
-        torch.testing.assert_close(images.batch(), images.images.float() / 127.5 - 1)
+        expected = low + (1 - low) * images.images.float() / 255
+        torch.testing.assert_close(images.batch(), expected)
 
 
 def test_a_run_from_before_these_options_keeps_its_identity() -> None:
