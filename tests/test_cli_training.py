@@ -17,6 +17,7 @@ from PIL import Image
 
 from gradlab import cli, data
 from gradlab.cli import training as commands
+from gradlab.cli.common import print_json
 from gradlab.data import Dataset
 from gradlab.training import Moment
 from tests.training import tiny
@@ -227,12 +228,20 @@ def test_evaluate_says_accuracy_by_class_and_calibration(call: Call, trained: Pa
     ("arguments", "status", "words"),
     [
         (["--device", "gpu"], 2, "device is 'gpu'"),
-        (["--data", "minst"], 1, "unknown data set 'minst': did you mean 'mnist'"),
+        (["--data", "minst"], 2, "unknown data set 'minst': did you mean 'mnist'"),
+        (["--samples", 5], 2, "--samples is for networks with noise ([variational]), and the one"),
+        (["--against", "fashion_mnist"], 2, "--against is for networks with noise"),
     ],
 )
 def test_evaluate_refuses_in_one_sentence(
-    call: Call, trained: Path, arguments: list[str], status: int, words: str
+    call: Call,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[object],
+    status: int,
+    words: str,
 ) -> None:
+    monkeypatch.setattr("gradlab.data.load", None)  # before any image is read
     found, text, errors = call("evaluate", trained, *arguments)
     assert (found, text) == (status, "")
     assert words in errors
@@ -242,14 +251,14 @@ def test_evaluate_refuses_in_one_sentence(
 def test_evaluate_refuses_images_of_another_size(
     call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    colour = tiny.images(30, 2)
-    larger = replace(
-        colour, images=colour.images.repeat(1, 3, 2, 2), mean=(0.5,) * 3, std=(0.5,) * 3
+    find = data.find
+    monkeypatch.setattr(
+        "gradlab.data.find", lambda name: replace(find(name), image_shape=(3, 12, 12))
     )
-    monkeypatch.setattr("gradlab.data.load", lambda *arguments, **options: larger)
+    monkeypatch.setattr("gradlab.data.load", None)
     status, text, errors = call("evaluate", trained, "--data", "cifar10")
     assert (status, text) == (2, "")
-    assert "images of cifar10 are (3, " in errors
+    assert "images of cifar10 are (3, 12, 12) (channels, " in errors
     assert "give --data a set of such images" in errors
 
 
@@ -285,6 +294,21 @@ def test_predict_refuses_in_one_sentence(call: Call, trained: Path) -> None:
         assert len(errors.splitlines()) == 1
     status, _, errors = call("predict", trained, "large.png", "--csv", "--json")
     assert (status, "exclude each other" in errors) == (2, True)
+
+
+def test_averaged_weights_are_those_of_a_folder(call: Call, trained: Path) -> None:
+    np.save("images.npy", tiny.images(3, 5).images.numpy())
+    for command in (("evaluate",), ("predict", "images.npy"), ("compress",)):
+        name, *inputs = command
+        status, text, errors = call(name, trained / "weights.safetensors", *inputs, "--ema")
+        assert (status, text) == (2, "")
+        assert "--ema chooses among the weights in a run's folder" in errors
+
+
+def test_json_has_null_for_what_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"loss": float("inf"), "rows": [float("nan"), 0.5], "path": Path("a")})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"loss": None, "rows": [None, 0.5], "path": "a"}
 
 
 class Terminal(io.StringIO):

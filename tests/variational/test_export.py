@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from gradlab import data, models, variational
 from gradlab.data import DataError
 from gradlab.variational.compression import layer_rows, pruned
 from gradlab.variational.export import FORMATS, export
+from gradlab.variational.exported import load_exported
 from gradlab.variational.normal_jeffreys import NormalJeffreys
 from tests.variational.pruning import PrunedConv2d, PrunedLinear, equal_bits, prune
 
@@ -288,6 +290,26 @@ def test_a_threshold_prunes_more() -> None:
     assert sizes == {None: [[3, 5]], -0.5: [[3, 3]]}
 
 
+def test_a_threshold_that_nothing_is_pruned_by_is_refused() -> None:
+    gates = variational.create("l0", groups="weights").linear(6, 3)
+    with torch.no_grad():
+        gates.log_odds[:, :4] = -4.0
+    with pytest.raises(ValueError, match=r"no layer .* by a threshold .*\(method L0\): leave"):
+        export(gates, threshold=1.0)
+    sparse = variational.create("sparse", threshold=2.0).linear(3, 2)
+    mixed = nn.Sequential(gates, sparse)  # one of them has a threshold
+    assert export(mixed, threshold=1.0).description["steps"][0]["blocks"] == [[3, 2]]
+
+
+def test_facts_are_kept(tmp_path: Path) -> None:
+    model = prune(perceptron([4, 3], nn.ReLU), 0.5)
+    facts = {"name": "run", "data": {"classes": ["no", "yes"], "mean": [0.25]}}
+    path = tmp_path / "network.safetensors"
+    assert export(model, path, facts=facts).facts == facts
+    assert load_exported(path).facts == facts
+    assert export(model).facts == {}
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -307,14 +329,34 @@ class Branching(Residual):
         return self.layer(x) if x.sum() > 0 else x
 
 
+class Sign(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
 class Strange(PrunedLinear):
     def mean_forward(self, x: Tensor) -> Tensor:
         return super().mean_forward(x) + 1
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("xnor_mlp", {"width": 8}, r"layer hidden\.0\.sign \(BinaryActivation\)"),
+        ("lenet", {}, r"layer features\.3 \(BinaryActivation\)"),
+    ],
+)
+def test_the_first_binarized_layer_is_named(name: str, options: dict[str, int], words: str) -> None:
+    model = variational.to_variational(models.create(name, **options), "sparse", initial=9.0)
+    with pytest.raises(ValueError, match=words + " cannot be exported: use AvgPool2d, .*Linear"):
+        export(model)
+
+
 @pytest.mark.parametrize(("model", "words"), [
     (nn.Sequential(PrunedLinear(4, 4), nn.GELU()), r"layer 1 \(GELU\) cannot be exported: use Avg"),
     (nn.Sequential(Strange(4, 4)), r"layer 0 \(Strange\) cannot be exported"),
+    (nn.Sequential(nn.Sequential(), PrunedLinear(4, 4), Sign()),
+     r"layer 2 \(Sign\) cannot be exported: use Avg"),
     (Residual(), "more than call one layer after the other"),
     (Functional(), r"at relu\)"),
     (Branching(), "forward pass cannot be followed"),
@@ -327,7 +369,7 @@ class Strange(PrunedLinear):
     (PrunedLinear(4, 4).double(), "is in torch.float64: export takes a model in float32"),
     (nn.Sequential(nn.Linear(4, 4)), "no layer of the model can be pruned"),
     (nn.Sequential(nn.Linear(4, 4), PrunedLinear(4, 4)), "no weight of the model is pruned"),
-], ids=["unknown", "overridden", "residual", "functional", "branching", "unflattened", "flatten",
+], ids=["unknown", "overridden", "untraceable", "residual", "functional", "branching", "unflattened", "flatten",
         "log_softmax", "early", "batch_norm", "float64", "unmasked", "unpruned"])  # fmt: skip
 def test_what_cannot_be_exported_is_named(model: nn.Module, words: str) -> None:
     for module in model.modules():

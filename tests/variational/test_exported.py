@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gradlab.variational.export import FORMATS, export
-from gradlab.variational.exported import Exported, load_exported
+from gradlab.variational.exported import Exported, is_exported, load_exported
 from tests.variational.pruning import PrunedConv2d, PrunedLinear, equal_bits, prune
 
 
@@ -131,6 +131,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_exported(tmp_path / "none")
 
 
+def test_a_file_is_known_by_its_header(tmp_path: Path) -> None:
+    export(network(), path := tmp_path / "network")
+    save_file({"a": torch.zeros(2)}, tmp_path / "foreign", metadata={"gradlab": "{}"})
+    (tmp_path / "text").write_text("no tensors")
+    assert is_exported(path)
+    assert not any(is_exported(tmp_path / name) for name in ("foreign", "text", "none", "."))
+
+
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be written \(No such file or directory\)"):
         export(network(), tmp_path / "no" / "folder")
@@ -153,6 +161,8 @@ def without(facts: dict[str, Any], tensors: dict[str, Tensor], change: str) -> N
         facts["version"] = 99
     elif change == "kind":
         facts["steps"][1]["kind"] = "gelu"
+    elif change == "facts":
+        facts["facts"] = "of 2020"
     elif change == "missing":
         del tensors["0.columns"]
     elif change == "column":
@@ -170,7 +180,7 @@ def without(facts: dict[str, Any], tensors: dict[str, Tensor], change: str) -> N
 
 
 @pytest.mark.parametrize("change", [
-    "version", "kind", "missing", "column", "negative", "lengths", "bias", "weight", "inputs"
+    "version", "kind", "facts", "missing", "column", "negative", "lengths", "bias", "weight", "inputs"
 ])  # fmt: skip
 def test_no_description_makes_the_kernel_read_elsewhere(change: str) -> None:
     model = prune(nn.Sequential(PrunedLinear(3, 9), nn.ReLU(), PrunedLinear(9, 2)), 0.0)

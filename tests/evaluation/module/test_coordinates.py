@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradlab.binary import binarize, sign, surrogates
 from gradlab.evaluation import Params
-from gradlab.evaluation.module import coordinates
+from gradlab.evaluation.module import following
 from gradlab.evaluation.module.coordinates import DifferenceStats, module_differences
 from gradlab.evaluation.module.evaluator import ModuleEvaluator
 from gradlab.evaluation.module.footprint import Footprint
@@ -326,7 +326,7 @@ def test_differences_do_not_depend_on_memory(
     evaluator, params = prepared(make(), batch=7)
     whole = module_differences(evaluator, params, 0.1)
     for room in (1, 20_000):
-        monkeypatch.setattr(coordinates, "_CPU_BYTES", room)
+        monkeypatch.setattr(following, "_CPU_BYTES", room)
         pieces = module_differences(evaluator, params, 0.1)
         for name in params:
             torch.testing.assert_close(whole[name], pieces[name], rtol=1e-9, atol=1e-14)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradlab import models
 from gradlab.binary import sign
-from gradlab.evaluation.module import ModuleEvaluator, coordinates, module_differences
+from gradlab.evaluation.module import ModuleEvaluator, following, module_differences
 from gradlab.evaluation.module.graph import Environment, ModuleGraph, State
 from gradlab.evaluation.module.walk import Walk
 
@@ -127,7 +127,7 @@ def test_networks_are_walked(block: str, weight: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Walk, "run", lambda *args: runs.append(1) or run(*args))
     walks = module_differences(evaluator, evaluator.params, 0.1, [name], coordinates=wanted)[name]
     assert len(runs) > 1
-    monkeypatch.setattr(coordinates, "_MOST_CHANGED", -1.0)  # walk once, then no more
+    monkeypatch.setattr(following, "_MOST_CHANGED", -1.0)  # walk once, then no more
     runs.clear()
     once = module_differences(evaluator, evaluator.params, 0.1, [name], coordinates=wanted)[name]
     assert len(runs) == 2  # of the block, and of its first copies
