@@ -168,6 +168,17 @@ def test_a_compressed_file_predicts_like_a_run(noisy: Path, call: Call) -> None:
     assert [list(each["probabilities"].values()) for each in shares] == wanted.tolist()
 
 
+def test_a_compressed_network_stays_on_the_processor(
+    noisy: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("compress", "noisy", "--threshold", 0.5)[0] == 0
+    monkeypatch.setattr("gradlab.training.setup.resolve_device", lambda device: "cuda")
+    path = noisy / "compressed-csr.safetensors"
+    assert call("evaluate", path)[0] == 0
+    status, _, errors = call("evaluate", path, "--device", "cuda")
+    assert (status, "predicts on the processor: leave out --device" in errors) == (2, True)
+
+
 def test_averaged_weights_are_compressed(call: Call) -> None:
     Path("noisy.toml").write_text(SPEC)
     assert call("train", "noisy.toml", "loop.ema=0.5", "--no-report")[0] == 0

@@ -180,7 +180,8 @@ def without(facts: dict[str, Any], tensors: dict[str, Tensor], change: str) -> N
 
 
 @pytest.mark.parametrize("change", [
-    "version", "kind", "facts", "missing", "column", "negative", "lengths", "bias", "weight", "inputs"
+    "version", "kind", "facts", "missing", "column", "negative", "lengths", "bias", "weight",
+    "inputs",
 ])  # fmt: skip
 def test_no_description_makes_the_kernel_read_elsewhere(change: str) -> None:
     model = prune(nn.Sequential(PrunedLinear(3, 9), nn.ReLU(), PrunedLinear(9, 2)), 0.0)
