@@ -251,6 +251,7 @@ def test_mistakes_are_told_in_one_sentence(noisy: Path, plain: Path, call: Call)
         (("compress", "noisy", "--threshold", "nan"), "threshold is nan"),
         (("compress", "noisy", "--threshold", 100), "nothing|no weight|kept"),
         (("compress", "nosy"), "did you mean 'noisy'"),
+        (("compress", "noisy", "--out", noisy / "weights.safetensors"), "the weights themselves"),
         (("train", "noisy.toml", "variational.method.threshold=nan"), "threshold is nan"),
         (("train", "noisy.toml", "variational.kl_weight.scale=-1", "name=b"), "kl_weight"),
     ]

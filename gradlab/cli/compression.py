@@ -59,6 +59,8 @@ def compress(
         raise UsageError(f"nothing of the network in {place} can be left out: {why}.")
     averaged = "-ema" if ema else ""
     path = out or place.with_name(f"compressed-{format}{averaged}.safetensors")
+    if path.exists() and path.samefile(place):
+        raise UsageError(f"--out is {path}, the weights themselves: give another file.")
     before = place.stat().st_size
     try:
         variational.export(

@@ -220,7 +220,7 @@ def evaluate(
         outside = replace(outside, mean=loaded.mean, std=loaded.std)
     found = training.evaluate(model.to(chosen), loaded, details=True)
     if facts.get("variational"):
-        found |= variational.uncertainty(model, loaded, outside, samples or SAMPLES, 0)
+        found |= variational.uncertainty(model, loaded, outside, samples or SAMPLES, seed)
     if as_json:
         print_json({"weights": str(place), "data": name, "split": split, **found})
         return

@@ -370,7 +370,8 @@ def test_the_first_binarized_layer_is_named(name: str, options: dict[str, int], 
     (nn.Sequential(nn.Linear(4, 4)), "no layer of the model can be pruned"),
     (nn.Sequential(nn.Linear(4, 4), PrunedLinear(4, 4)), "no weight of the model is pruned"),
 ], ids=["unknown", "overridden", "untraceable", "residual", "functional", "branching",
-        "unflattened", "flatten", "log_softmax", "early", "batch_norm", "float64", "unmasked", "unpruned"])  # fmt: skip
+        "unflattened", "flatten", "log_softmax", "early", "batch_norm", "float64", "unmasked",
+        "unpruned"])  # fmt: skip
 def test_what_cannot_be_exported_is_named(model: nn.Module, words: str) -> None:
     for module in model.modules():
         if isinstance(module, PrunedLinear) and "no weight" not in words:
