@@ -82,7 +82,7 @@ class Work:
         parts: dict[str, Any] = {
             "kind": self.kind, "objective": self.cell["objective"], "threads": self.cell["threads"]
         }  # fmt: skip
-        if self.kind in ("estimate", "metric", "member"):
+        if self.kind in ("estimate", "metric", "member", "network"):
             left_out = "population" if self.kind == "member" else ""
             estimator = self.cell["estimator"]
             parts["estimator"] = {k: v for k, v in estimator.items() if k != left_out}
