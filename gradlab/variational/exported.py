@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gradlab.variational import in_order
+from gradlab.evaluation.noise import compiled_problem
 
 VERSION = 1
 EXPORTED = "gradlab-exported"
@@ -243,7 +243,7 @@ class _Matrix:
             raise ValueError(f"a layer takes {self.inputs} features, and inputs of this size make "
                              f"{len(x)}: give images as large as in training.")  # fmt: skip
         out = torch.empty(len(self.lengths), x.shape[1])
-        in_order.weighted_sums(
+        _in_order().weighted_sums(
             self.values, self.lengths, self.columns, self.column_starts, self.bias,
             x.numpy(), out.numpy(),
         )  # fmt: skip
@@ -252,6 +252,17 @@ class _Matrix:
 
 def _within(indices: Any, bound: int) -> bool:
     return not len(indices) or (int(indices.min()) >= 0 and int(indices.max()) < bound)
+
+
+def _in_order() -> Any:
+    """The compiled sums, which not every machine can have."""
+    problem = compiled_problem()
+    if problem is not None:
+        raise RuntimeError(f"an exported network adds in compiled loops, and {problem}: predict "
+                           "with the weights it was made from.")  # fmt: skip
+    from gradlab.variational import in_order
+
+    return in_order
 
 
 def _step(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Step:
@@ -265,7 +276,7 @@ def _step(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Step:
         case "affine":
             return partial(_affine, scale=tensors["scale"], shift=tensors["shift"])
         case "relu" | "tanh" | "softplus" as name:
-            return partial(_in_place, function=getattr(in_order, name), **options)
+            return partial(_in_place, function=getattr(_in_order(), name), **options)
         case "max_pool":
             return partial(F.max_pool2d, **options)
         case "avg_pool":

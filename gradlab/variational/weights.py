@@ -60,7 +60,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlab.estimators.base import one_of
-from gradlab.variational import divergence_kernel as kernel
+from gradlab.evaluation.noise import compiled_problem
 from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
 from gradlab.variational.bayes import finite, local_noise, probability
 from gradlab.variational.methods import REGISTRY
@@ -297,8 +297,10 @@ class _WeightNoise(StochasticLayer):
         if not isinstance(self.method, _Learned):
             return super().kl()
         fit = self.method.prior.divergence
-        if fit in kernel.FITS and self._compiled():
-            return kernel.divergence(self.weight, self.log_sigma2, fit)
+        kernel = self._compiled()
+        if kernel is not None and fit in kernel.FITS:
+            found: Tensor = kernel.divergence(self.weight, self.log_sigma2, fit)
+            return found
         return fit(self.log_alpha()).sum()
 
     def log_alpha(self) -> Tensor:
@@ -327,7 +329,8 @@ class _WeightNoise(StochasticLayer):
             self.weight_log_alpha.copy_(self.method.prior.clamp(self.weight_log_alpha))
             return
         low, high = SMALLEST_LOG_ALPHA, self.method.prior.largest
-        if self._compiled():
+        kernel = self._compiled()
+        if kernel is not None:
             kernel.bound(self.weight, self.log_sigma2, low, high)
         else:
             centre = _log_square(self.weight)
@@ -337,9 +340,13 @@ class _WeightNoise(StochasticLayer):
         """Torch's, and the method."""
         return f"{super().extra_repr()}, {self.method}"
 
-    def _compiled(self) -> bool:
-        """Whether compiled loops serve."""
-        return self._additive() and kernel.serves(self.weight, self.log_sigma2)
+    def _compiled(self) -> Any:
+        """Compiled loops, if they serve here."""
+        if not self._additive() or compiled_problem() is not None:
+            return None
+        from gradlab.variational import divergence_kernel as kernel
+
+        return kernel if kernel.serves(self.weight, self.log_sigma2) else None
 
     def _additive(self) -> bool:
         """Whether the noise is that of a σ² of its own."""

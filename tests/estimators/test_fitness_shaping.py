@@ -106,7 +106,9 @@ def test_weights_sum_to_zero(fitness: str, losses: Tensor, antithetic: bool) -> 
 @pytest.mark.parametrize("fitness", RANKED)
 @given(losses=eighths)
 def test_ranks_see_the_order_alone(fitness: str, losses: Tensor) -> None:
-    bent = torch.sinh(losses / 50)
+    # exact for eighths: torch's transcendental functions round the end of a tensor otherwise than
+    # its middle, which would tell equal losses apart
+    bent = losses * losses.abs()
     assert torch.equal(
         shape(losses, fitness, antithetic=False), shape(bent, fitness, antithetic=False)
     )

@@ -220,4 +220,5 @@ def test_a_shipped_training_is_valid(name: str) -> None:
     whole = spec.data.model_copy(update={"examples": None, "evaluation_examples": None})
     setup, state = prepare(spec.model_copy(update={"data": whole}), data)
     assert setup.batches.steps >= 1
-    assert state.model.latent_weights() or spec.model.get("weight") == "real"
+    real = spec.model.get("weight") == "real" or spec.variational is not None
+    assert state.model.latent_weights() or real

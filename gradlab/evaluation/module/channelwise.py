@@ -15,6 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gradlab.binary import binarize, sign, straight_through
 from gradlab.evaluation.module.graph import Applied, ModuleGraph
 
+MOST_LEVELS = 16
+"""More values than this are no levels of an activation."""
+
 _NAMES = (
     "abs", "add", "ceil", "celu", "clamp", "clamp_max", "clamp_min", "clip", "copysign", "cos",
     "div", "elu", "eq", "erf", "exp", "expm1", "floor", "ge", "gelu", "gt", "hardsigmoid",

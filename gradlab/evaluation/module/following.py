@@ -5,23 +5,27 @@ See :mod:`gradlab.evaluation.module.coordinates`, whose work this is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from gradlab.evaluation import population as pop
-from gradlab.evaluation.module.channelwise import channel_region, growth, select
+from gradlab.evaluation.module.channelwise import MOST_LEVELS, channel_region, growth, select
 from gradlab.evaluation.module.evaluator import ModuleEvaluator
 from gradlab.evaluation.module.executor import Executor
 from gradlab.evaluation.module.footprint import line, peak_bytes
 from gradlab.evaluation.module.graph import Environment, ModuleGraph, Schedule
 from gradlab.evaluation.module.moves import Moves
-from gradlab.evaluation.module.walk import MOST_LEVELS, Walk, one_thread
+from gradlab.evaluation.noise import compiled_problem
 from gradlab.evaluation.population import Params
+
+if TYPE_CHECKING:
+    from gradlab.evaluation.module.walk import Walk
 
 # Bytes in flight on a CPU: beyond some megabytes operations wait for memory.
 _CPU_BYTES = 2**26
@@ -66,6 +70,17 @@ class _Block:
     rows: dict[Node, Tensor]
     losses: Tensor
     targets: Tensor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, so that none of its own waits busily for work on a core of a walk's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Differences:
@@ -168,6 +183,10 @@ class Differences:
 
     def _plan_walk(self, values: Environment) -> int:
         """Walk through the rest of the network if it lends itself; bytes kept of an example."""
+        if compiled_problem() is not None:
+            return 0
+        from gradlab.evaluation.module.walk import Walk  # compiles, which not every machine can
+
         alike = [node for node in self.beside if self.kinds[node] == "examples"]
         walk = Walk(self.graph, self.suffix, self.exits, alike, values, self.state)
         if not walk.pays():

@@ -17,9 +17,8 @@ is left to :class:`gradlab.evaluation.module.executor.Executor`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +30,12 @@ from torch.fx import Node
 
 from gradlab.binary import binarize, sign, straight_through
 from gradlab.evaluation.module import walk_kernel as kernel
+from gradlab.evaluation.module.channelwise import MOST_LEVELS
 from gradlab.evaluation.module.executor import binarized
 from gradlab.evaluation.module.graph import Environment, ModuleGraph, Schedule, State
 from gradlab.evaluation.module.layers import layer_arguments, module_arguments
 from gradlab.evaluation.population import chunks
 
-# More values than this are no levels.
-MOST_LEVELS = 16
 # Of a node, once it has a place: its instructions, each from the code on.
 Instructions = Callable[[int, Sequence[int]], list[list[int]]]
 
@@ -412,17 +410,6 @@ class Walk:
 
         work = length * weight[0].numel()
         return _Operation((x,), write, (x, node), work)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread, so that none of its own waits busily for work on a core of a walk's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rows(images: Tensor) -> Tensor:
