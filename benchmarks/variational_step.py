@@ -89,7 +89,7 @@ def peer(package: str, module: str, kind: str, batch: tuple[Tensor, Tensor]) -> 
     model = network(layer).to(batch[0].device)
     if package == "cplxmodule":
         penalties = importlib.import_module(module).penalties
-        return a_step(model, lambda: sum(penalties(model)), lambda: None, batch)  # type: ignore[arg-type]
+        return a_step(model, lambda: torch.stack([*penalties(model)]).sum(), lambda: None, batch)
     terms: list[Tensor] = []
 
     def forward(x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def peer(package: str, module: str, kind: str, batch: tuple[Tensor, Tensor]) -> 
                 terms.append(term)
         return x
 
-    return a_step(model, lambda: sum(terms), lambda: None, batch, forward)  # type: ignore[arg-type]
+    return a_step(model, lambda: torch.stack(terms).sum(), lambda: None, batch, forward)
 
 
 def cases(device: str) -> tuple[dict[str, Step], dict[str, str], list[str]]:

@@ -85,6 +85,31 @@ class TrainingRunSettings(Settings):
     evaluation_examples: PositiveInt | None = None
 
 
+def require_whole_network(cell: Cell, objective: str) -> None:
+    """Refuse a cell whose run would not train a fresh network on images that are here.
+
+    Args:
+        cell: of a study that trains.
+        objective: the name of the only objective that the study takes.
+
+    Raises:
+        ValueError: one sentence that says which, and what to write instead.
+    """
+    study, given, settings = cell["study"], cell["objective"], cell["settings"]
+    if given["name"] != objective:
+        raise ValueError(f"{study} trains networks on images, and the objective is "
+                         f'{given["name"]}: use name = "{objective}".')  # fmt: skip
+    for option in ("layers", "coordinates", "weights"):
+        if given.get(option) is not None:
+            raise ValueError(f"{study} trains the whole network from the start: leave out "
+                             f"objective.{option}.")  # fmt: skip
+    if cell["student"]["state"] != "fresh":
+        raise ValueError(f"{study} starts from a fresh network: leave out [student].")
+    examples, aside = settings["examples"], settings["validation"]
+    networks.require_examples(given["dataset"], "settings.examples", examples, aside)
+    require_images(given["dataset"])
+
+
 class TrainingRun:
     """The study."""
 
@@ -93,19 +118,7 @@ class TrainingRun:
 
     def validate(self, cell: Cell) -> None:
         """Refuse combinations that cannot run, before anything is measured."""
-        if cell["objective"]["name"] != "network":
-            raise ValueError(
-                f"training_run trains networks on images, and the objective is "
-                f'{cell["objective"]["name"]}: use name = "network".'
-            )
-        for option in ("layers", "coordinates", "weights"):
-            if cell["objective"].get(option) is not None:
-                raise ValueError(
-                    f"training_run trains the whole network from the start: leave out "
-                    f"objective.{option}."
-                )
-        if cell["student"]["state"] != "fresh":
-            raise ValueError("training_run starts from a fresh network: leave out [student].")
+        require_whole_network(cell, "network")
         if len(cells.populations_of(cell)) > 1:
             raise ValueError(
                 "a training run follows one gradient: give nes one population instead of a nested "
@@ -123,10 +136,6 @@ class TrainingRun:
                     f"ste trains with its own surrogates: leave out objective.{option}, and give "
                     f"it to the estimator."
                 )
-        dataset, settings = cell["objective"]["dataset"], cell["settings"]
-        examples, aside = settings["examples"], settings["validation"]
-        networks.require_examples(dataset, "settings.examples", examples, aside)
-        require_images(dataset)
         setup.check(spec_of(cell))
 
     def forward_passes(self, cell: Cell) -> float:

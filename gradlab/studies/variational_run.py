@@ -30,8 +30,7 @@ import pydantic
 
 from gradlab import training, variational
 from gradlab.objectives.classifier import named
-from gradlab.objectives.network_state import require_images
-from gradlab.studies import cells, networks
+from gradlab.studies import cells
 from gradlab.studies.base import Cell, Row, Tables
 from gradlab.studies.training_run import (
     PositiveInt,
@@ -39,6 +38,7 @@ from gradlab.studies.training_run import (
     images_of,
     measured,
     optional_number,
+    require_whole_network,
     steps_of,
 )
 from gradlab.training import setup
@@ -102,23 +102,7 @@ class VariationalRun:
 
     def validate(self, cell: Cell) -> None:
         """Refuse combinations that cannot run, before anything is measured."""
-        if cell["objective"]["name"] != "classifier":
-            raise ValueError(
-                f"variational_run trains networks on images, and the objective is "
-                f'{cell["objective"]["name"]}: use name = "classifier".'
-            )
-        for option in ("layers", "weights"):
-            if cell["objective"].get(option) is not None:
-                raise ValueError(
-                    f"variational_run trains the whole network from the start: leave out "
-                    f"objective.{option}."
-                )
-        if cell["student"]["state"] != "fresh":
-            raise ValueError("variational_run starts from a fresh network: leave out [student].")
-        dataset, settings = cell["objective"]["dataset"], cell["settings"]
-        examples, aside = settings["examples"], settings["validation"]
-        networks.require_examples(dataset, "settings.examples", examples, aside)
-        require_images(dataset)
+        require_whole_network(cell, "classifier")
         setup.check(spec_of(cell))
 
     def forward_passes(self, cell: Cell) -> float:

@@ -161,12 +161,14 @@ class _Learned(_OnWeights):
     def linear(self, *args: Any, **options: Any) -> StochasticLayer:
         """A layer in place of ``torch.nn.Linear(*args, **options)``."""
         maker: Any = self.of_outputs() if self.on_outputs else super()
-        return maker.linear(*args, **options)  # type: ignore[no-any-return]
+        made: StochasticLayer = maker.linear(*args, **options)
+        return made
 
     def conv2d(self, *args: Any, **options: Any) -> StochasticLayer:
         """A layer in place of ``torch.nn.Conv2d(*args, **options)``."""
         maker: Any = self.of_outputs() if self.on_outputs else super()
-        return maker.conv2d(*args, **options)  # type: ignore[no-any-return]
+        made: StochasticLayer = maker.conv2d(*args, **options)
+        return made
 
     def of_outputs(self) -> VariationalA | SparseA | HierarchicalA:
         """The method with one α for each output, in faithful mode."""
