@@ -23,20 +23,18 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from gradlab._kernels import kernel_function
 from gradlab.evaluation.compiled.noise import _bits, _float
 from gradlab.evaluation.noise import LN2_HIGH, LN2_LOW, LOG, SQRT_HALF_BITS
 from gradlab.variational.kl import _K1, _K2, _K3, ard, log_uniform
 
 f32, i32 = np.float32, np.int32
 # Sums may be reordered, which vectors need, and products fused into sums. NaN and ∞ stay.
-_compiled: Any = numba.njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
-)
+_compiled = kernel_function(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
 Fit: TypeAlias = Callable[[Tensor], Tensor]
 # k₁, k₂ and k₃ of the divergences that the kernel computes. They are arguments of it: Numba's cache
@@ -49,7 +47,7 @@ _EXP2 = tuple(f32(math.log(2) ** n / math.factorial(n)) for n in range(7))
 _LARGEST = f32(80.0)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def _exp(x: Any) -> Any:
     """Of |x| ≤ 80."""
     scaled = x * f32(1 / math.log(2))
@@ -65,7 +63,7 @@ def _exp(x: Any) -> Any:
     return _float(i32(_bits(series) + (whole << i32(23))))
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def _log(x: Any) -> Any:
     """Of normal positive numbers, ∞ and NaN."""
     bits = _bits(x)
@@ -85,7 +83,7 @@ def _log(x: Any) -> Any:
     return found if x < f32(np.inf) else x  # NaN too
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def _divergence(
     weight: Any, log_sigma2: Any, by_weight: Any, by_log_sigma2: Any, k1: Any, k2: Any, k3: Any
 ) -> Any:
@@ -116,7 +114,7 @@ def _divergence(
     return total
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def _bound(weight: Any, log_sigma2: Any, low: Any, high: Any) -> None:
     """Move ln σ² until ln α lies in [low, high]."""
     for i in range(len(weight)):

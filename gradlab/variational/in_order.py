@@ -16,10 +16,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 
-kernel: Any = numba.njit(nogil=True, cache=True)
+from gradlab._kernels import kernel_function
+
+kernel = kernel_function()
 
 _EXAMPLES = 128  # side by side: a sum of them stays in the first-level cache
 

@@ -12,6 +12,7 @@ import functools
 
 import numpy as np
 
+from gradlab._kernels import kernel_function
 from gradlab.evaluation.compiled import mlp as kernel
 from gradlab.evaluation.compiled.mlp import ROUNDING, tabulate
 from gradlab.evaluation.compiled.parts import (
@@ -19,7 +20,6 @@ from gradlab.evaluation.compiled.parts import (
     aligned32,
     aligned32i,
     aligned64,
-    kernel_function,
 )
 from gradlab.evaluation.compiled.tiles import BLOCK, EXAMPLES, count_tile, input_tile, pointer
 

@@ -13,6 +13,7 @@ import functools
 
 import numpy as np
 
+from gradlab._kernels import kernel_function
 from gradlab.evaluation.compiled import mlp as kernel
 from gradlab.evaluation.compiled.mlp import _tile_rows, _tile_width, pack
 from gradlab.evaluation.compiled.parts import (
@@ -20,7 +21,6 @@ from gradlab.evaluation.compiled.parts import (
     aligned32i,
     aligned64,
     cross_entropy,
-    kernel_function,
 )
 from gradlab.evaluation.compiled.tiles import (
     BLOCK,

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradlab._kernels import kernel_function
 from gradlab.evaluation.compiled.parts import (
     account,
     aligned32,
     aligned32i,
     aligned64,
-    kernel_function,
 )
 from gradlab.evaluation.compiled.tiles import (
     BLOCK,

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from torch import Tensor
 
-from gradlab.evaluation.compiled.parts import kernel_function
+from gradlab._kernels import kernel_function
 from gradlab.evaluation.compiled.tiles import tile
 from gradlab.evaluation.noise import (
     COSINE,

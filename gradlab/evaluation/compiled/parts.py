@@ -1,41 +1,13 @@
-"""What the compiled evaluators share: buffers, losses, and what their caches compare."""
+"""What the compiled evaluators share: buffers and losses."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
-from numba import njit
 
+from gradlab._kernels import kernel_function
 from gradlab.evaluation.compiled.tiles import BLOCK, squared_decrease, squared_error
 
 SQUARED_ERROR, CROSS_ENTROPY, OUTPUTS, SQUARED_DECREASE, ENTROPY_DECREASE = range(5)
-
-_FOLDER = Path(__file__).parent
-DIGEST = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(_FOLDER.glob("*.py")))).hexdigest()
-
-
-def kernel_function(*values):
-    """``njit`` for functions of a module, or of a factory called with ``values``, cached on disk.
-
-    Numba's cache needs help in two ways. It notices a change in a function's own file alone, and
-    would run kernels with the tiles of yesterday: here the stamp is that of all files. And its keys
-    hold the names of the functions that a closure calls, which Numba draws anew in every process,
-    so that nothing would ever be found: here they stay the same.
-    """
-
-    def decorate(function):
-        dispatcher = njit(nogil=True, cache=True)(function)
-        file = getattr(dispatcher._cache, "_cache_file", None)
-        if not hasattr(file, "_source_stamp"):  # no cache is better than a stale one
-            dispatcher = njit(nogil=True)(function)
-        else:
-            file._source_stamp = (*file._source_stamp, DIGEST)
-        dispatcher._set_uuid(f"{function.__module__}.{function.__qualname__}{values}")
-        return dispatcher
-
-    return decorate
 
 
 @kernel_function()

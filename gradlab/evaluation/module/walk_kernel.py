@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from gradlab._kernels import kernel_function
 
 LOAD, AFFINE, SIGN, RELU, ADD, CONVOLVE, AVERAGE, JOIN, PAD, STORE = range(10)
 WIDTH = 14  # numbers of an instruction
@@ -116,14 +117,13 @@ def _pad(x: Any, top: Any, left: Any, out: Any) -> None:
                 out[y + top, z + left, channel] = x[y, z, channel]
 
 
-_COMPILED = {"nogil": True, "cache": True}
-add_changes = njit(**_COMPILED)(_add_changes)
-affine = njit(**_COMPILED)(_affine)
-sign = njit(**_COMPILED)(_sign)
-relu = njit(**_COMPILED)(_relu)
-add = njit(**_COMPILED)(_add)
-average = njit(**_COMPILED)(_average)
-pad = njit(**_COMPILED)(_pad)
+add_changes = kernel_function()(_add_changes)
+affine = kernel_function()(_affine)
+sign = kernel_function()(_sign)
+relu = kernel_function()(_relu)
+add = kernel_function()(_add)
+average = kernel_function()(_average)
+pad = kernel_function()(_pad)
 
 
 def _walk(
@@ -231,5 +231,5 @@ def _weights_shape(places: Any, at: Any) -> Any:
     return places[at], places[at + 1]
 
 
-weights_shape = njit(**_COMPILED)(_weights_shape)
-walk = njit(**_COMPILED)(_walk)
+weights_shape = kernel_function()(_weights_shape)
+walk = kernel_function()(_walk)
