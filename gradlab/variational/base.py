@@ -21,13 +21,15 @@ False
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gradlab.variational.local import local_linear, local_noise
 
 
 class StochasticLayer(nn.Module):
@@ -100,6 +102,11 @@ class StochasticLayer(nn.Module):
         """The linear map of group g of ``x (n·B, …)`` with weight g of ``weights (n, …)``."""
         raise NotImplementedError
 
+    def local_draw(self, x: Tensor, variance: Tensor) -> Tensor:
+        """A draw of pre-activations, with the variances that those of the weights give them."""
+        mean = self.apply_weight(x, self.weight, self.bias)
+        return local_noise(mean, self.apply_weight(x * x, variance, None))
+
     def over_outputs(self, values: Tensor) -> Tensor:
         """A vector with a value for each output unit, in a shape that multiplies outputs."""
         raise NotImplementedError
@@ -117,8 +124,41 @@ class StochasticLayer(nn.Module):
         return int(self.weight.shape[0])
 
 
+class Handover:
+    """A divergence that a forward pass computed on its way, for the next call of ``kl``.
+
+    It is handed over once, and only while the parameters are those that it was computed from.
+    Copies are empty, for it belongs to a graph.
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[Tensor, list[tuple[int, int]]] | None = None
+
+    def give(self, divergence: Tensor, *parameters: Tensor) -> None:
+        """Keep it for :meth:`take`."""
+        self._held = divergence, _state(parameters)
+
+    def take(self, *parameters: Tensor) -> Tensor | None:
+        """What was given for these parameters as they are; None if there is nothing."""
+        held, self._held = self._held, None
+        if held is None or held[1] != _state(parameters):
+            return None
+        return held[0] if held[0].requires_grad == torch.is_grad_enabled() else None
+
+    def __reduce__(self) -> tuple[type[Handover], tuple[()]]:
+        return Handover, ()
+
+
+def _state(parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(each.data_ptr(), each._version) for each in parameters]
+
+
 class LinearMap(StochasticLayer, nn.Linear):
     """``torch.nn.Linear`` as a stochastic layer without noise."""
+
+    def local_draw(self, x: Tensor, variance: Tensor) -> Tensor:
+        """As everywhere, in one operation."""
+        return local_linear(x, self.weight, self.bias, variance)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``(…, in)`` to ``(…, out)``."""

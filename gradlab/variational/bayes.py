@@ -46,7 +46,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradlab.estimators.base import above_zero, one_of, true_or_false
-from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
+from gradlab.evaluation.noise import compiled_problem
+from gradlab.variational.base import Conv2dMap, Handover, LinearMap, StochasticLayer
+from gradlab.variational.draws import random_signs, standard_normal
 from gradlab.variational.kl import gaussian, gaussian_log_density, scale_mixture_log_density
 from gradlab.variational.methods import REGISTRY
 
@@ -121,6 +123,7 @@ class _BayesByBackprop(StochasticLayer):
         self.rho = nn.Parameter(torch.full_like(self.weight, rho))
         noisy_bias = self.method.bias_noise and self.bias is not None
         self.bias_rho = nn.Parameter(torch.full_like(self.bias, rho)) if noisy_bias else None
+        self._divergence = Handover()
         # The noise of the last forward pass and not its weights: it belongs to no graph, and what
         # is computed from it later is right for the parameters of then.
         self._noise: list[Tensor] = []
@@ -137,25 +140,27 @@ class _BayesByBackprop(StochasticLayer):
     def noisy_forward(self, x: Tensor) -> Tensor:
         """With a draw of weights, or of pre-activations."""
         if self.method.estimator == "local":
-            mean = self.apply_weight(x, self.weight, self.bias)
-            return local_noise(mean, self.apply_weight(x.square(), self.sigma().square(), None))
+            return self.local_draw(x, self._variance())
         noise = self._draw(self.samples)
         if self.method.prior == "mixture" and torch.is_grad_enabled():
             self._noise = noise
-        deviations = [
-            F.softplus(rho) * drawn for (_, rho), drawn in zip(self._random(), noise, strict=True)
-        ]
-        if self.method.estimator == "weights":
-            bias = self.bias if self.bias_rho is None else self.bias + deviations[1]
-            return self._grouped(x, self.weight + deviations[0], bias)
+        about = self.method.estimator == "weights"
+        drawn = self._drawn(noise, about)
+        if about:
+            return self._grouped(x, drawn[0], self.bias if self.bias_rho is None else drawn[1])
         mean = self.apply_weight(x, self.weight, self.bias)
-        bias = None if self.bias_rho is None else deviations[1]
-        deviation = self._grouped(x * random_signs(self, x), deviations[0], bias)
-        return mean + deviation * random_signs(self, mean)
+        signs_in = random_signs(unit_shape(self, x), x)
+        deviation = self._grouped(
+            x * signs_in, drawn[0], None if self.bias_rho is None else drawn[1]
+        )
+        return mean + deviation * random_signs(unit_shape(self, mean), mean)
 
     def kl(self) -> Tensor:
         """Exact for the Gaussian prior, estimated for the mixture; without a deterministic bias."""
         if self.method.prior == "gaussian":
+            on_the_way = self._divergence.take(self.weight, self.rho)
+            if on_the_way is not None:
+                return on_the_way
             prior_sigma = self.method.prior_sigma
             terms = [gaussian(m, F.softplus(rho), 0.0, prior_sigma) for m, rho in self._random()]
             return torch.stack([term.sum() for term in terms]).sum()
@@ -185,10 +190,47 @@ class _BayesByBackprop(StochasticLayer):
         return pairs if self.bias_rho is None else [*pairs, (self.bias, self.bias_rho)]
 
     def _draw(self, samples: int) -> list[Tensor]:
-        return [
-            torch.randn(samples, *mean.shape, device=mean.device, dtype=mean.dtype)
-            for mean, _ in self._random()
+        return [standard_normal((samples, *mean.shape), mean) for mean, _ in self._random()]
+
+    def _variance(self) -> Tensor:
+        """Of every weight, and where it costs little the divergence on the way."""
+        kernel = self._compiled()
+        if kernel is None:
+            return self.sigma().square()
+        found: Tensor
+        found, divergence = kernel.variance(self.weight, self.rho, self.method.prior_sigma)
+        self._divergence.give(divergence, self.weight, self.rho)
+        return found
+
+    def _drawn(self, noise: list[Tensor], about: bool) -> list[Tensor]:
+        """Of every random thing its draws, or with ``about`` false their deviations."""
+        kernel = self._compiled() if len(noise[0]) == 1 else None
+        if kernel is None:
+            deviations = [
+                F.softplus(rho) * drawn
+                for (_, rho), drawn in zip(self._random(), noise, strict=True)
+            ]
+            if not about:
+                return deviations
+            means = [mean for mean, _ in self._random()]
+            return [mean + each for mean, each in zip(means, deviations, strict=True)]
+        make = kernel.sample if about else kernel.deviate
+        pairs = [
+            make(mean, rho, drawn[0], self.method.prior_sigma)
+            for (mean, rho), drawn in zip(self._random(), noise, strict=True)
         ]
+        total = torch.stack([divergence for _, divergence in pairs]).sum()
+        self._divergence.give(total, self.weight, self.rho)
+        return [drawn[None] for drawn, _ in pairs]
+
+    def _compiled(self) -> Any:
+        """Compiled loops, if they serve here and the divergence that they compute is wanted."""
+        wanted = self.method.prior == "gaussian" and torch.is_grad_enabled()
+        if not wanted or compiled_problem() is not None:
+            return None
+        from gradlab.variational import gaussian_kernel as kernel
+
+        return kernel if kernel.serves(*(t for pair in self._random() for t in pair)) else None
 
     def _grouped(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """Weight g, and bias g where there is one for each, for group g."""
@@ -227,20 +269,6 @@ def unit_shape(layer: StochasticLayer, x: Tensor) -> list[int]:
     if x.dim() > -axis:
         shape[0] = x.shape[0]
     return shape
-
-
-def random_signs(layer: StochasticLayer, x: Tensor) -> Tensor:
-    """A random ±1 for each example and unit of ``x``, of :func:`unit_shape`."""
-    signs = torch.empty(unit_shape(layer, x), device=x.device, dtype=x.dtype)
-    return signs.bernoulli_(0.5).mul_(2).sub_(1)
-
-
-def local_noise(mean: Tensor, variance: Tensor) -> Tensor:
-    """A draw from N(mean, variance), elementwise and independent; a variance of 0 is harmless."""
-    # the square root's derivative is infinite at 0, and 0·∞ is NaN; some algorithms for
-    # convolutions even return sums of squares that are a little negative
-    sigma = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
-    return mean + sigma * torch.randn_like(mean)
 
 
 def finite(name: str, value: object) -> None:

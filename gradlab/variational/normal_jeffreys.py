@@ -35,8 +35,9 @@ from torch import Tensor, nn
 
 from gradlab.estimators.base import above_zero
 from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
-from gradlab.variational.bayes import finite, local_noise, unit_shape
+from gradlab.variational.bayes import finite, unit_shape
 from gradlab.variational.kl import gaussian, log_uniform
+from gradlab.variational.local import local_noise
 from gradlab.variational.methods import REGISTRY
 
 

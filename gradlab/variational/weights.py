@@ -61,8 +61,9 @@ from torch import Tensor, nn
 
 from gradlab.estimators.base import one_of
 from gradlab.evaluation.noise import compiled_problem
-from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
-from gradlab.variational.bayes import finite, local_noise, probability
+from gradlab.variational.base import Conv2dMap, Handover, LinearMap, StochasticLayer
+from gradlab.variational.bayes import finite, probability
+from gradlab.variational.draws import standard_normal
 from gradlab.variational.methods import REGISTRY
 from gradlab.variational.units import (
     CUBIC,
@@ -265,6 +266,7 @@ class _WeightNoise(StochasticLayer):
         self.method = method or Sparse()
         self.log_sigma2: Any = None  # a parameter, where the method has it
         self.weight_log_alpha: Any = None
+        self._divergence = Handover()
         if isinstance(self.method, _Learned):
             start = nn.Parameter(torch.full_like(self.weight, self.method.start))
             if self.method.direct:
@@ -275,10 +277,8 @@ class _WeightNoise(StochasticLayer):
     def noisy_forward(self, x: Tensor) -> Tensor:
         """With a draw of pre-activations, or of weights."""
         if self.method.noise == "preactivations":
-            mean = self.apply_weight(x, self.weight, self.bias)
-            return local_noise(mean, self.apply_weight(x * x, self.variance(), None))
-        shape = self.samples, *self.weight.shape
-        noise = torch.randn(shape, dtype=self.weight.dtype, device=self.weight.device)
+            return self.local_draw(x, self._spread())
+        noise = standard_normal((self.samples, *self.weight.shape), self.weight)
         weights = self.weight + self.deviation() * noise
         if self.samples == 1:
             return self.apply_weight(x, weights[0], self.bias)
@@ -298,6 +298,10 @@ class _WeightNoise(StochasticLayer):
         """Summed over the weights."""
         if not isinstance(self.method, _Learned):
             return super().kl()
+        if self.log_sigma2 is not None:
+            on_the_way = self._divergence.take(self.weight, self.log_sigma2)
+            if on_the_way is not None:
+                return on_the_way
         fit = self.method.prior.divergence
         kernel = self._compiled()
         if kernel is not None and fit in kernel.FITS:
@@ -341,6 +345,17 @@ class _WeightNoise(StochasticLayer):
     def extra_repr(self) -> str:
         """Torch's, and the method."""
         return f"{super().extra_repr()}, {self.method}"
+
+    def _spread(self) -> Tensor:
+        """The variances, and where it costs little the divergence on the way."""
+        kernel = self._compiled() if torch.is_grad_enabled() else None
+        fit = self.method.prior.divergence if isinstance(self.method, _Learned) else None
+        if kernel is None or fit not in kernel.FITS:
+            return self.variance()
+        variance, divergence = kernel.spread(self.weight, self.log_sigma2, fit)
+        self._divergence.give(divergence, self.weight, self.log_sigma2)
+        found: Tensor = variance
+        return found
 
     def _compiled(self) -> Any:
         """Compiled loops, if they serve here."""

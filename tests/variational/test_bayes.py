@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradlab.variational.base import StochasticLayer, sampling
-from gradlab.variational.bayes import BayesByBackprop, random_signs
+from gradlab.variational.bayes import BayesByBackprop, unit_shape
 from gradlab.variational.conversion import to_variational
+from gradlab.variational.draws import random_signs
 from gradlab.variational.methods import REGISTRY
 from tests.variational.drop_in import check, check_kl_gradient, group_spread
 
@@ -244,7 +245,8 @@ def test_log_alpha() -> None:
 def test_signs_are_per_example_and_channel() -> None:
     torch.manual_seed(0)
     layer = BayesByBackprop().conv2d(3, 2, 1)
-    signs = random_signs(layer, torch.ones(200, 3, 5, 5))
+    images = torch.ones(200, 3, 5, 5)
+    signs = random_signs(unit_shape(layer, images), images)
     assert signs.shape == (200, 3, 1, 1)
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     assert abs(signs.mean().item()) < 5 / math.sqrt(600)
