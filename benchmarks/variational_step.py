@@ -1,15 +1,18 @@
 """What does a training step with noisy weights cost, against the same step without noise?
 
-LeNet-300-100 (784-300-100-10, ReLU, batch 100, random images), a step being the loss, its
-gradient and fused Adam; for gradlab's methods also ``project``, and for all methods the KL term,
-where they have one. ``plain`` is ``torch.nn.Linear``. Peers are measured if they are installed:
+LeNet-300-100 (784-300-100-10, ReLU, random images, batches of 100 and of 1,000), a step being the
+loss, its gradient and fused Adam; for gradlab's methods also ``project``, and for all methods the
+KL term, where they have one. ``plain`` is ``torch.nn.Linear``. What is done once for each weight,
+the KL term above all, is shared by the images of a batch, so that ratios fall with the batch.
+Peers are measured if they are installed:
 
 - cplxmodule's ``LinearVD`` (sparse variational dropout) and ``LinearARD``;
 - bayesian-torch's ``LinearReparameterization`` and ``LinearFlipout`` (Bayes by Backprop).
 
 ``--peers`` names a folder that holds them (``pip install --no-deps --target peers cplxmodule
-bayesian-torch``); what cannot be imported is named and left out. Interleaved in one run. Bar:
-gradlab's sparse variational dropout costs at most 2.2 times the plain step.
+bayesian-torch``); what cannot be imported is named and left out. Interleaved in one run. Bars:
+gradlab's sparse variational dropout costs at most 2.2 times the plain step, and each of its layers
+less than the peer's nearest.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from torch import Tensor, nn
 from gradlab.variational import kl_divergence, project, to_variational
 
 WIDTHS = (784, 300, 100, 10)
-BATCH, IMAGES = 100, 60_000
+BATCHES, IMAGES = (100, 1_000), 60_000
 GRADLAB: dict[str, tuple[str, dict[str, Any]]] = {
     "gradlab sparse": ("sparse", {}),
     "gradlab sparse, log alpha": ("sparse", {"parameterization": "log_alpha"}),
@@ -48,6 +51,12 @@ PEERS = [
      "LinearReparameterization"),
     ("bayesian-torch LinearFlipout", "bayesian-torch", "bayesian_torch.layers", "LinearFlipout"),
 ]  # fmt: skip
+NEAREST = {
+    "cplxmodule LinearVD": "gradlab sparse",
+    "cplxmodule LinearARD": "gradlab hierarchical",
+    "bayesian-torch LinearReparameterization": "gradlab bayes_by_backprop, weights",
+    "bayesian-torch LinearFlipout": "gradlab bayes_by_backprop, flipout",
+}
 Step = Callable[[], None]
 
 
@@ -105,10 +114,10 @@ def peer(package: str, module: str, kind: str, batch: tuple[Tensor, Tensor]) -> 
     return a_step(model, lambda: torch.stack(terms).sum(), lambda: None, batch, forward)
 
 
-def cases(device: str) -> tuple[dict[str, Step], dict[str, str], list[str]]:
-    """The steps, versions of the peers that are there, and what is missing."""
+def cases(device: str, size: int) -> tuple[dict[str, Step], dict[str, str], list[str]]:
+    """The steps with batches of ``size``, versions of the peers that are there, what is missing."""
     torch.manual_seed(0)
-    batch = torch.rand(BATCH, WIDTHS[0]).to(device), torch.randint(0, 10, (BATCH,)).to(device)
+    batch = torch.rand(size, WIDTHS[0]).to(device), torch.randint(0, 10, (size,)).to(device)
     found = {"plain": a_step(network(nn.Linear).to(device), None, lambda: None, batch)}
     for name, (method, options) in GRADLAB.items():
         model = to_variational(network(nn.Linear).to(device), method, **options)
@@ -137,13 +146,36 @@ def main() -> int:
         options.steps, options.rounds = 2, 2
     if options.peers is not None:
         sys.path.append(str(options.peers))
-    found, versions, missing = cases(options.device)
-    for words in missing:
-        print(f"left out: {words}")
+    results: dict[str, Any] = {"widths": WIDTHS, "batches": {}}
+    bars = []
+    for size in BATCHES:
+        found, versions, missing = cases(options.device, size)
+        results |= {"peers": versions, "left_out": missing}
+        for words in missing if size == BATCHES[0] else []:
+            print(f"left out: {words}")
+        steps = max(1, options.steps * BATCHES[0] // size)
+        print(f"batch {size:,}, {steps} steps in a row", flush=True)
+        rows, over_peers = measured(found, steps, options)
+        results["batches"][size] = rows
+        bars.append(_common.bar(
+            f"batch {size:,}: sparse variational dropout over the plain step",
+            rows["gradlab sparse"]["times_plain"]["median"], at_most=2.2,
+        ))  # fmt: skip
+        bars += [
+            _common.bar(f"batch {size:,}: {ours} over {theirs}", ratio, at_most=1.0)
+            for (ours, theirs), ratio in over_peers.items()
+        ]
+    return _common.finish("variational_step", options, results, bars)
+
+
+def measured(
+    found: dict[str, Step], steps: int, options: Any
+) -> tuple[dict[str, Any], dict[tuple[str, str], float]]:
+    """Milliseconds of a step and times the plain one; ours over the peer's nearest."""
 
     def repeated(step: Step) -> Step:
         def run() -> None:
-            for _ in range(options.steps):
+            for _ in range(steps):
                 step()
 
         return run
@@ -153,16 +185,17 @@ def main() -> int:
     )
     rows = {}
     for name, values in seconds.items():
-        milliseconds = _common.spread([1000 * value / options.steps for value in values])
+        milliseconds = _common.spread([1000 * value / steps for value in values])
         times_plain = _common.ratio(values, seconds["plain"])
         rows[name] = {"milliseconds": milliseconds, "times_plain": times_plain}
         print(f"{name:42s} {_common.words(milliseconds):22s} ms, "
               f"{_common.words(times_plain)} times plain", flush=True)  # fmt: skip
-    results = {"widths": WIDTHS, "batch": BATCH, "rows": rows, "peers": versions,
-               "left_out": missing}  # fmt: skip
-    sparse = rows["gradlab sparse"]["times_plain"]["median"]
-    bar = _common.bar("sparse variational dropout over the plain step", sparse, at_most=2.2)
-    return _common.finish("variational_step", options, results, [bar])
+    over_peers = {
+        (ours, theirs): _common.ratio(seconds[ours], seconds[theirs])["median"]
+        for theirs, ours in NEAREST.items()
+        if theirs in seconds
+    }
+    return rows, over_peers
 
 
 if __name__ == "__main__":
