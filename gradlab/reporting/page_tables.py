@@ -77,6 +77,7 @@ def grids(summary: Mapping[str, pd.DataFrame]) -> list[Grid]:
         "trajectory": _trajectory,
         "training_result": _training_result,
         "layer_sparsity": _layer_sparsity,
+        "gradient_variance": _gradient_variance,
         "published_ranking": _ranking,
     }
     present = [(make, summary[name]) for name, make in makers.items() if name in summary]
@@ -309,6 +310,41 @@ def _layer_heading(layer: str, group: pd.DataFrame) -> str:
     """A layer's name with its number of weights."""
     weights = group.loc[group["layer"] == layer, "weights"].iloc[0]
     return f"{noise.layer_name(layer)} ({weights:,.0f})"
+
+
+def _gradient_variance(frame: pd.DataFrame) -> list[Grid]:
+    """One row per estimator: all layers together, and the first and the last alone."""
+    keys = _keys(frame)
+    singles = [layer for layer in frame["layer"].unique() if layer not in JOINED]
+    shown = ["all", singles[0], singles[-1]] if len(singles) > 1 else ["all"]
+    header = [(heading, numeric) for _, heading, numeric in keys]
+    header += [(f"{'all layers' if layer == 'all' else layer_title(layer)}", True)
+               for layer in shown]  # fmt: skip
+    header += [("times its passes", True), ("largest z of a bias", True), ("forward", True),
+               ("backward", True), ("n", True)]  # fmt: skip
+    rows = []
+    for _, group in frame.groupby([column for column, _, _ in keys], sort=False):
+        of = {row["layer"]: row for row in group.to_dict("records")}
+        whole = of["all"]
+        cells = [
+            _ci(of[layer]["relative_variance"], of[layer]["relative_variance_low"],
+                of[layer]["relative_variance_high"]) if layer in of else _word("–")
+            for layer in shown
+        ]  # fmt: skip
+        z = group["largest_bias_z"]
+        rows.append([
+            *_key_entries(whole, keys), *cells,
+            _ci(*(whole[f"relative_variance_per_pass{part}"] for part in ("", "_low", "_high"))),
+            _num(z.iloc[int(z.abs().argmax())] if z.notna().any() else math.nan),
+            _num(whole["forward_passes"], word), _num(whole["backward_passes"], word),
+            _num(whole["n"], word),
+        ])  # fmt: skip
+    note = (
+        "Variance of one estimate over the squared length of the expected gradient: mean over "
+        "inits with its 95 % bootstrap CI; then, for all layers, times the passes that it takes. "
+        "The last z is the largest of any layer and init."
+    )
+    return [Grid("Variance of the gradient", note, header, rows, len(keys) - 1)]
 
 
 def _ranking(frame: pd.DataFrame) -> list[Grid]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from gradlab.reporting import (
     columns,
     findings_trajectory,
+    findings_variance,
     noise,
     published,
     published_ranking,
@@ -60,6 +62,7 @@ def summarize(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "trajectory": trajectory,
         "training_result": training_result,
         "layer_sparsity": layer_sparsity,
+        "gradient_variance": gradient_variance,
     }
     found = {
         name: kind(tables[name])
@@ -158,6 +161,36 @@ def layer_sparsity(table: pd.DataFrame) -> pd.DataFrame:
     means = kept.groupby(by, as_index=False)[["weights", "kept"]].mean()
     summary = summary.drop(columns="missing").merge(means, on=by)
     return _sorted(summary.sort_values("place", kind="stable"), frame, with_layers=False)
+
+
+def gradient_variance(table: pd.DataFrame) -> pd.DataFrame:
+    """Variance and bias of every estimator, layer by layer, over inits.
+
+    ``largest_bias_z`` is the largest in magnitude of any init: what a test of the bias looks at.
+    """
+    frame = findings_variance.annotated(table)
+    by = [*findings_variance.BY, "layer"]
+    summary = frame[by].drop_duplicates()
+    for value in ("relative_variance", "relative_variance_per_pass"):
+        found = summaries.over_inits(frame, by, value).rename(
+            columns={"mean": value, "low": f"{value}_low", "high": f"{value}_high"}
+        )
+        summary = summary.merge(found.drop(columns=["n", "missing"]), on=by)
+    more = ["signal_to_noise", "cosine", "relative_bias", "forward_passes", "backward_passes",
+            "seconds"]  # fmt: skip
+    rows = frame.groupby(by)
+    summary = summary.merge(rows[[c for c in more if c in frame]].mean().reset_index(), on=by)
+    largest = rows["bias_z"].agg(
+        lambda z: z.iloc[int(z.abs().argmax())] if z.notna().any() else math.nan
+    )
+    for name, column in (("largest_bias_z", largest), ("n", rows["init"].nunique())):
+        summary = summary.merge(column.rename(name).reset_index(), on=by)
+    ordered = {name: place for place, name in enumerate(findings_variance.ordered_methods(frame))}
+    conditions = columns.conditions(frame)
+    return summary.sort_values(
+        ["condition", "method"], kind="stable", ignore_index=True,
+        key=lambda c: c.map(ordered) if c.name == "method" else c.map(conditions.index),
+    )  # fmt: skip
 
 
 def _sorted(summary: pd.DataFrame, frame: pd.DataFrame, with_layers: bool = True) -> pd.DataFrame:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from gradlab.reporting import findings, findings_variance
+from gradlab.reporting import findings, findings_variance, page_tables, tables
 from tests.reporting import synthetic_variance
 from tests.reporting.synthetic_variance import METHODS, gradient_variance
 
@@ -60,3 +61,27 @@ def test_nothing_is_said_that_the_table_does_not_support() -> None:
 def test_methods_come_in_one_order() -> None:
     frame = findings_variance.annotated(gradient_variance(synthetic_variance.METHODS[::-1]))
     assert findings_variance.ordered_methods(frame) == [method["label"] for method in METHODS]
+
+
+def test_the_summary_has_every_layer_and_the_largest_z() -> None:
+    table = synthetic_variance.gradient_variance(inits=3)
+    odd = (table["layer"] == "all") & (table["label"] == "pathwise with flipout")
+    table.loc[odd & (table["init"] == 1), "bias_z"] = -7.5
+    summary = tables.summarize({"gradient_variance": table})["gradient_variance"]
+    assert len(summary) == 2 * 6 * 3
+    assert list(summary["method"].unique()[:3]) == [
+        "pathwise on weights", "pathwise with flipout", "pathwise on pre-activations",
+    ]  # fmt: skip
+    row = summary[(summary["method"] == "pathwise with flipout") & (summary["layer"] == "all")]
+    assert set(row["largest_bias_z"]) == {-7.5}
+    assert set(row["n"]) == {3}
+    measured = table[odd & (table["student"] == "fresh")]["relative_variance"]
+    fresh = row[row["condition"] == "fresh"].iloc[0]
+    assert fresh["relative_variance"] == pytest.approx(measured.mean())
+    assert fresh["relative_variance_low"] <= fresh["relative_variance"]
+    (grid,) = page_tables.grids({"gradient_variance": summary})
+    assert len(grid.rows) == 12
+    assert [heading for heading, _ in grid.header][2:5] == [
+        "all layers", "features.0", "classifier.0",
+    ]  # fmt: skip
+    assert "−7.50" in [entry.text for entry in grid.rows[1]]
