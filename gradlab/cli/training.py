@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FIGURE = "learning_curve"
 TOP = 3
-SAMPLES = 10
 
 TrainingArgument = Annotated[
     str,
@@ -40,6 +39,14 @@ TrainingArgument = Annotated[
 ]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder or name, or a file of weights.")
+]
+NoiseOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Change how noise is drawn, such as variational.method.estimator=local.",
+        show_default=False,
+    ),
 ]
 
 
@@ -160,6 +167,7 @@ def draw(folder: Path, name: str) -> list[Path]:
 @app.command(epilog="Example: gradlab evaluate results/mnist_mlp --split test --ema")
 def evaluate(
     run: RunArgument,
+    overrides: NoiseOverrides = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Another data set than the run's.", show_default=False),
@@ -173,7 +181,8 @@ def evaluate(
         typer.Option(
             min=1,
             show_default=False,
-            help="Draws that a noisy network's prediction averages [default: 10].",
+            help="Draws that a noisy network's prediction averages [default: the run's "
+            "variational.evaluation_samples].",
         ),
     ] = None,
     against: Annotated[
@@ -194,8 +203,10 @@ def evaluate(
     from gradlab import data as sets
     from gradlab import training
 
+    changed = overrides or []
     place = weights_of(run, results, ema)
-    model, facts = network_of(place, ema)
+    model, facts = network_of(place, ema, changed)
+    draws = variational.draws_of(samples, changed, facts, place)
     chosen = device_of(device, model)
     known = facts.get("data") or {}
     name = data or known.get("name")
@@ -203,8 +214,6 @@ def evaluate(
         raise UsageError(f"{place} does not say what it was trained on: give --data NAME.")
     takes = getattr(model, "input_shape", known.get("image_shape"))
     check_images(name, "--data", takes, place)
-    if samples is not None:
-        variational.require_noise(facts, "--samples", place)
     if against is not None:
         variational.require_noise(facts, "--against", place)
         check_images(against, "--against", takes, place)
@@ -219,8 +228,12 @@ def evaluate(
         outside = sets.load(against, "test", device=chosen)
         outside = replace(outside, mean=loaded.mean, std=loaded.std)
     found = training.evaluate(model.to(chosen), loaded, details=True)
-    if facts.get("variational"):
-        found |= variational.uncertainty(model, loaded, outside, samples or SAMPLES, seed)
+    noise = facts.get("variational")
+    if noise:
+        number = draws or noise["evaluation_samples"]
+        found |= variational.uncertainty(model, loaded, outside, number, seed)
+    if "changed" in facts:
+        found["changed"] = facts["changed"]
     if as_json:
         print_json({"weights": str(place), "data": name, "split": split, **found})
         return
@@ -233,13 +246,21 @@ def evaluate(
                f"{found['calibration_error']:.4f}.")  # fmt: skip
     if "predictions" in found:
         variational.print_uncertainty(found)
+    told = variational.changes(facts)
+    if told:
+        typer.echo(f"\n{told}")
 
 
 @app.command(epilog="Example: gradlab predict results/mnist_mlp digit.png")
 def predict(
     run: RunArgument,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", help="Pictures, or .npy or .npz files.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="Pictures, or .npy or .npz files; KEY=VALUE among them changes how noise is "
+            "drawn, such as variational.method.estimator=local.",
+        ),
     ],
     ema: Ema = False,
     samples: Annotated[
@@ -261,16 +282,19 @@ def predict(
 
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other: give one of them.")
+    overrides = [text for text in inputs if "=" in text and not Path(text).exists()]
+    paths = [Path(text) for text in inputs if text not in overrides]
     place = weights_of(run, results, ema)
-    model, facts = network_of(place, ema)
-    if samples is not None:
-        variational.require_noise(facts, "--samples", place)
-    images = read_images(inputs, facts)
-    if samples is None:
+    model, facts = network_of(place, ema, overrides)
+    draws = variational.draws_of(samples, overrides, facts, place)
+    if not paths:
+        raise UsageError("there is nothing to classify: give pictures, or .npy or .npz files.")
+    images = read_images(paths, facts)
+    if draws is None:
         probabilities = training.predict(model, images.data).tolist()
     else:
         seed = int(facts["data"].get("seed", 0))
-        drawn = uncertainty.probabilities(model, images.data, samples, seed)
+        drawn = uncertainty.probabilities(model, images.data, draws, seed)
         probabilities = drawn.mean(0).tolist()
     classes = images.data.classes
     found = []
@@ -278,13 +302,18 @@ def predict(
         ranked = sorted(zip(row, classes, strict=False), key=lambda pair: -pair[0])
         found.append({"input": source, "index": index, "class": ranked[0][1],
                       "probability": ranked[0][0],
-                      "probabilities": dict(zip(classes, row, strict=False))})  # fmt: skip
+                      "probabilities": dict(zip(classes, row, strict=False)),
+                      **{key: facts[key] for key in ("changed",) if key in facts}})  # fmt: skip
+    told = variational.changes(facts)
     if as_json:
         print_json(found)
-    elif as_csv:
+        return
+    if as_csv:
         _print_csv(found, classes)
     else:
         _print_predictions(found)
+    if told:  # not among the rows of CSV
+        (tell if as_csv else typer.echo)(told)
 
 
 def _print_csv(found: list[dict[str, Any]], classes: tuple[str, ...]) -> None:

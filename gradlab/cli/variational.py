@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from gradlab.data import Dataset
 
+DRAWS = "variational.evaluation_samples"
 WORDS = {"mean": "mean weights", "sample": "one draw", "pruned": "kept weights"}
 COLUMNS = {
     "accuracy": "accuracy", "negative_log_likelihood": "loss",
@@ -37,13 +38,18 @@ def weights_of(given: str, results: Path, ema: bool = False) -> Path:
     raise UsageError(unknown(f"run in {results}", given, runs))
 
 
-def network_of(place: Path, ema: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+def network_of(
+    place: Path, ema: bool = False, overrides: Sequence[str] = ()
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a run, a weights file or a compressed file, and what the file says of it."""
     from gradlab import training
     from gradlab.variational.exported import is_exported, load_exported
 
     if not is_exported(place):
-        return training.build(place, ema=ema)
+        return training.build(place, ema=ema, overrides=overrides)
+    if overrides:
+        raise UsageError(f"'{overrides[0]}' changes noise, and the compressed network in {place} "
+                         "has none: leave it out, or give the run it was made of.")  # fmt: skip
     network = load_exported(place)
     return network, network.facts
 
@@ -98,6 +104,27 @@ def require_noise(facts: dict[str, Any], option: str, place: Path) -> None:
     if not facts.get("variational"):
         raise UsageError(f"{option} is for networks with noise ([variational]), and the one in "
                          f"{place} has none: leave it out.")  # fmt: skip
+
+
+def draws_of(
+    samples: int | None, overrides: Sequence[str], facts: dict[str, Any], place: Path
+) -> int | None:
+    """How many draws were asked for, by ``--samples`` or an override; ``None`` if by neither."""
+    asked = any(text.partition("=")[0].strip() == DRAWS for text in overrides)
+    if samples is None:
+        return facts["variational"]["evaluation_samples"] if asked else None
+    require_noise(facts, "--samples", place)
+    if asked:
+        raise UsageError(f"--samples and {DRAWS} both say how many draws: give one of them.")
+    return samples
+
+
+def changes(facts: dict[str, Any]) -> str | None:
+    """One sentence on what overrides changed; ``None`` without overrides."""
+    if "changed" not in facts:
+        return None
+    listed = ", ".join(facts["changed"]) or "nothing, for the weights say the same"
+    return f"Changed: {listed}."
 
 
 def uncertainty(

@@ -135,6 +135,25 @@ def above_zero(name: str, value: object) -> float:
     return float(value)
 
 
+def finite(name: str, value: object) -> float:
+    """Refuse anything but a finite number, in one sentence."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}: give a finite number.")
+    return value
+
+
+def at_least_zero(name: str, value: object) -> None:
+    """Refuse anything but a finite number of at least zero, in one sentence."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}: give a finite number of at least 0.")
+
+
+def probability(name: str, value: object) -> None:
+    """Refuse anything but a number strictly between 0 and 1, in one sentence."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ValueError(f"{name} is {value!r}: give a number between 0 and 1, both excluded.")
+
+
 def one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
     """Refuse a word that is not among the valid ones, suggesting the nearest."""
     if value not in valid:

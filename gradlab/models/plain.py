@@ -43,6 +43,23 @@ class _Plain(Network):
         self.input_shape = image_shape(input_shape)
         self.num_classes = num_classes
 
+    def _classify(
+        self,
+        hidden: Sequence[int],
+        act: Callable[[], nn.Module] | None,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        """A classifier of linear layers behind the features, with norms and activations, if any."""
+        widths = [_size_after(self.features, self.input_shape), *hidden, self.num_classes]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            if layers and act is not None:
+                layers.append(act())
+            layers.append(nn.Linear(inputs, outputs))
+            if norm is not None:
+                layers.append(norm(outputs))
+        self.classifier = nn.Sequential(*layers)
+
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` to logits ``(B, num_classes)``."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
@@ -79,9 +96,8 @@ class FullyConnected(_Plain):
         super().__init__(num_classes, input_shape)
         _true_or_false(batch_norm=batch_norm, affine=affine)
         self.features = nn.Sequential()
-        widths = [math.prod(self.input_shape), *_widths("hidden", hidden), num_classes]
         norm = partial(nn.BatchNorm1d, affine=affine) if batch_norm else None
-        self.classifier = _linear_layers(widths, _activation(activation), norm)
+        self._classify(_widths("hidden", hidden), _activation(activation), norm)
 
 
 class LeNet5Caffe(_Plain):
@@ -122,8 +138,7 @@ class LeNet5Caffe(_Plain):
             nn.Conv2d(self.input_shape[0], first, 5), act(), nn.MaxPool2d(2),
             nn.Conv2d(first, second, 5), act(), nn.MaxPool2d(2),
         )  # fmt: skip
-        inputs = _size_after(self.features, self.input_shape)
-        self.classifier = _linear_layers([inputs, *_widths("hidden", hidden), num_classes], act)
+        self._classify(_widths("hidden", hidden), act)
 
 
 class ConvNet(_Plain):
@@ -161,8 +176,7 @@ class ConvNet(_Plain):
             nn.Conv2d(self.input_shape[0], unit, 3, stride=2), nn.Softplus(),
             nn.Conv2d(unit, 2 * unit, 3, stride=2), nn.Softplus(),
         )  # fmt: skip
-        inputs = _size_after(self.features, self.input_shape)
-        self.classifier = _linear_layers([inputs, 4 * unit, 4 * unit, num_classes], None)
+        self._classify([4 * unit, 4 * unit], None)
 
 
 class VGG(_Plain):
@@ -244,8 +258,7 @@ class AlexNet(_Plain):
             nn.Conv2d(256, 128, 3, padding=1), act(),
             nn.MaxPool2d(2, ceil_mode=True),
         )  # fmt: skip
-        inputs = _size_after(self.features, self.input_shape)
-        self.classifier = _linear_layers([inputs, num_classes], None)
+        self._classify([], None)
 
 
 class ThreeConvThreeFC(_Plain):
@@ -277,8 +290,7 @@ class ThreeConvThreeFC(_Plain):
             nn.Conv2d(32, 64, 5, padding=2), act(), nn.MaxPool2d(3, 2),
             nn.Conv2d(64, 128, 5, padding=1), act(), nn.MaxPool2d(3, 2),
         )  # fmt: skip
-        inputs = _size_after(self.features, self.input_shape)
-        self.classifier = _linear_layers([inputs, 1000, 1000, num_classes], act)
+        self._classify([1000, 1000], act)
 
 
 def _activation(name: str) -> Callable[[], nn.Module]:
@@ -299,22 +311,6 @@ def _true_or_false(**given: object) -> None:
     for name, value in given.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}: give true or false.")
-
-
-def _linear_layers(
-    widths: Sequence[int],
-    act: Callable[[], nn.Module] | None,
-    norm: Callable[[int], nn.Module] | None = None,
-) -> nn.Sequential:
-    """Linear layers from width to width, with norms behind and activations between, if any."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        if layers and act is not None:
-            layers.append(act())
-        layers.append(nn.Linear(inputs, outputs))
-        if norm is not None:
-            layers.append(norm(outputs))
-    return nn.Sequential(*layers)
 
 
 @torch.no_grad()

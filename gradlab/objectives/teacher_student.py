@@ -16,10 +16,10 @@ from torch import Tensor
 
 from gradlab._registry import unknown
 from gradlab.binary.activations import Activation
-from gradlab.evaluation import population as pop
 from gradlab.evaluation.mlp import MLPEvaluator
 from gradlab.evaluation.population import Params, Population
 from gradlab.models.mlp import BinarizedMLP, positive_integer
+from gradlab.objectives.backpropagation import blocked_gradient, draws
 from gradlab.objectives.base import check_device, check_params, check_seed
 
 INPUT_PRECISIONS = ("float32", "bfloat16")
@@ -141,22 +141,19 @@ class TeacherStudent:
             weight_surrogate: derivative of sign(w) for binary weights; hardtanh if left out.
         """
         check_params(params, self._shapes)
-        leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
-        total = {name: torch.zeros_like(w) for name, w in params.items()}
         size = len(self.inputs)
         # Blocks bound the memory of the stored activations and keep them in cache. A surrogate that
         # draws sees the batch whole: its scale may be the extremes of all pre-activations.
-        drawn = hasattr(surrogate, "draw") or hasattr(weight_surrogate, "draw")
-        block = size if self.inputs.is_cuda else max(1024, 2**18 // self.model.num_dim)
-        for a, b in [(0, size)] if drawn else pop.chunks(size, block):
+        whole = self.inputs.is_cuda or draws(surrogate, weight_surrogate)
+        block = size if whole else max(1024, 2**18 // self.model.num_dim)
+
+        def loss(leaves: Params, start: int, stop: int) -> Tensor:
             outputs = self.model.surrogate_forward(
-                leaves, self.inputs[a:b], surrogate, weight_surrogate
+                leaves, self.inputs[start:stop], surrogate, weight_surrogate
             )
-            loss = (outputs - self.targets[a:b]).square().sum() / size
-            gradients = torch.autograd.grad(loss, list(leaves.values()))
-            for name, gradient in zip(leaves, gradients, strict=True):
-                total[name] += gradient
-        return total
+            return (outputs - self.targets[start:stop]).square().sum() / size
+
+        return blocked_gradient(params, size, block, loss)
 
     def coordinate_differences(self, params: Params, epsilon: float) -> Params:
         """Loss differences over ±epsilon of every weight, float64, by sparse flips."""

@@ -6,6 +6,7 @@
   come from: backpropagation, or any registered estimator;
 - :mod:`~gradlab.training.folder` fills the folder, and goes on where a killed run stopped;
 - :mod:`~gradlab.training.weights` keeps weights with the name of their network,
+  :mod:`~gradlab.training.noise` draws their noise in another way,
   :mod:`~gradlab.training.evaluation` judges them, :mod:`~gradlab.training.images` reads images to
   classify.
 

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from gradlab.data import Dataset
 from gradlab.variational.metrics import calibration_error
+from gradlab.variational.prediction import evaluating
 
 
 def evaluate(
@@ -31,7 +31,7 @@ def evaluate(
     """Evaluate a network, in float32 and with the statistics of BatchNorm as they are.
 
     Args:
-        model: takes ``(B, C, H, W)``; afterwards it is in the mode it was in.
+        model: takes ``(B, C, H, W)``; afterwards each of its modules is in the mode it was in.
         data: on the model's device.
         batch_size: images at a time; it changes no result but for rounding.
         details: also the accuracy of every class and the calibration error.
@@ -79,7 +79,7 @@ def predict(model: nn.Module, data: Dataset, batch_size: int = 500) -> Tensor:
     """Class probabilities ``(N, K)`` of every image, float32, on the processor.
 
     Args:
-        model: takes ``(B, C, H, W)``; afterwards it is in the mode it was in.
+        model: takes ``(B, C, H, W)``; afterwards each of its modules is in the mode it was in.
         data: images with the normalization that the network was trained with; labels do not matter.
         batch_size: images at a time.
 
@@ -98,7 +98,7 @@ def _logits(model: nn.Module, data: Dataset, batch_size: int) -> Iterator[tuple[
             f"images are {_size(data.image_shape)}, and the network takes {_size(shape)}: give "
             "images of that size."
         )
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(data), batch_size):
             with torch.inference_mode():
                 logits: Tensor = model(data.batch(slice(start, start + batch_size))).float()
@@ -108,16 +108,6 @@ def _logits(model: nn.Module, data: Dataset, batch_size: int) -> Iterator[tuple[
 def _size(shape: Any) -> str:
     channels, height, width = shape
     return f"{channels} × {height} × {width}"
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _check_classes(logits: Tensor, data: Dataset) -> None:

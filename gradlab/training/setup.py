@@ -24,6 +24,7 @@ from gradlab.training.gradients import (
     NoisyBackpropagation,
     calibrate,
 )
+from gradlab.training.noise import KEYS
 from gradlab.training.schedules import Schedule
 from gradlab.training.spec import TrainingSpec
 from gradlab.training.state import INIT, SUBSET, State, derived, generator
@@ -200,9 +201,9 @@ def _prepare(spec: TrainingSpec, datasets: Datasets | None) -> tuple[Setup, Stat
 
 
 def noise_of(spec: TrainingSpec) -> dict[str, Any]:
-    """What weights must know of ``[variational]`` to be used again: method and layers."""
+    """What weights must know of ``[variational]`` to be used again."""
     assert spec.variational is not None
-    return {"method": spec.variational.method, "layers": spec.variational.layers}
+    return spec.variational.model_dump(include=set(KEYS))
 
 
 def initialize(setup: Setup, state: State) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -58,6 +58,9 @@ _WORDS = ("name", "title", "description")
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+_T = TypeVar("_T", bound=_Table)
 
 
 class DataSpec(_Table):
@@ -174,7 +177,8 @@ class VariationalSpec(_Table):
             negative log-likelihood + β · KL / N, with the KL summed over weights and N training
             images.
         samples: noise samples per image and step.
-        evaluation_samples: samples of the Monte Carlo predictions at the end.
+        evaluation_samples: samples of the Monte Carlo predictions at the end, and of
+            ``gradlab evaluate``.
     """
 
     method: dict[str, Any]
@@ -340,11 +344,25 @@ def from_dict(raw: Mapping[str, Any], source: str = "the spec") -> TrainingSpec:
     return spec
 
 
-def _table(model: type[_Table], value: Mapping[str, Any], prefix: str, source: str) -> _Table:
+def _table(model: type[_T], value: Mapping[str, Any], prefix: str, source: str) -> _T:
     try:
         return model.model_validate(dict(value))
     except pydantic.ValidationError as error:
         raise SpecError(f"{source}: {_toml.sentence(error, model, EXAMPLES, prefix)}") from None
+
+
+def variational_from_dict(raw: Mapping[str, Any], source: str) -> VariationalSpec:
+    """A ``[variational]`` on its own, as that of weights that are trained.
+
+    Raises:
+        SpecError: as :func:`from_dict`.
+    """
+    noise = _table(VariationalSpec, raw, "variational.", source)
+    complaint = _toml.not_finite("variational", noise.model_dump())
+    if complaint:
+        raise SpecError(f"{source}: {complaint}")
+    _check_name("variational.method", noise.method, source)
+    return noise
 
 
 def _check(spec: TrainingSpec) -> None:
@@ -360,8 +378,8 @@ def _check(spec: TrainingSpec) -> None:
             raise spec.error("variational noise is trained by backpropagation: leave out "
                              "[variational], or the estimators.")  # fmt: skip
     for key, entry in entries:
-        if entry is not None and not isinstance(entry.get("name"), str):
-            raise spec.error(f"{key} has no name: write for example {_named(key)}.")
+        if entry is not None:
+            _check_name(key, entry, spec.source)
     epochs = spec.loop.epochs
     before = 1
     for switch in spec.switch:
@@ -374,6 +392,11 @@ def _check(spec: TrainingSpec) -> None:
         if not 1 <= epoch <= epochs:
             raise spec.error(f"checkpoint.keep lists epoch {epoch}, and the run has {epochs}: give "
                              f"epochs from 1 to {epochs}.")  # fmt: skip
+
+
+def _check_name(key: str, entry: Mapping[str, Any], source: str) -> None:
+    if not isinstance(entry.get("name"), str):
+        raise SpecError(f"{source}: {key} has no name: write for example {_named(key)}.")
 
 
 def _named(key: str) -> str:

@@ -17,14 +17,15 @@ same network of it again, without the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from gradlab import models, variational
-from gradlab.training import files
+from gradlab import _toml, models, variational
+from gradlab._toml import SpecError
+from gradlab.training import files, noise
 from gradlab.training.files import FileProblem
 
 FILE = "weights.safetensors"
@@ -105,11 +106,21 @@ def _natural_method(facts: Mapping[str, Any]) -> variational.Method | None:
     return method if method.linear(1, 1).natural else None
 
 
-def build(path: str | Path, *, ema: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+def build(
+    path: str | Path, *, ema: bool = False, overrides: Sequence[str] = ()
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a weights file or of a run's folder, in evaluation mode, and its facts.
+
+    Args:
+        path: a weights file, or the folder of a run.
+        ema: of a folder, take the averaged weights.
+        overrides: ``key=value`` texts that change how noise is drawn, such as
+            ``variational.method.estimator=local``, see :mod:`gradlab.training.noise`. The facts
+            are then those of the changed network, and ``changed`` among them lists the changes.
 
     Raises:
         FileProblem: no such file, a damaged one, or one that does not say what network it is.
+        SpecError: an override that the network cannot have.
         ValueError: a model that is not registered here.
     """
     place = weights_file(path, ema=ema)
@@ -119,10 +130,46 @@ def build(path: str | Path, *, ema: bool = False) -> tuple[nn.Module, dict[str, 
         raise FileProblem(f"{place} does not name its model: load it with load_weights(model, …).")
     options = {key: value for key, value in entry.items() if key != "name"}
     model: nn.Module = models.create(entry["name"], **options)
-    if facts.get("variational"):
-        model = variational.convert(model, facts["variational"])
+    trained = facts.get("variational")
+    if overrides and not trained:
+        raise SpecError(f"'{overrides[0]}' is for networks with noise ([variational]), and the one "
+                        f"in {place} has none: leave it out.")  # fmt: skip
+    if trained:
+        source = _toml.with_overrides(place, overrides)
+        facts["variational"] = table = noise.changed(trained, overrides, source)
+        if overrides:
+            model = _changed(model, trained, table, source)
+            facts["changed"] = noise.differences(trained, table)
+        else:
+            model = variational.convert(model, table)
     load_weights(model, place)
     return model.eval(), facts
+
+
+def _changed(
+    model: nn.Module, trained: Mapping[str, Any], table: Mapping[str, Any], source: str
+) -> nn.Module:
+    """The plain network with changed noise, refused if the parameters are no longer the same."""
+    before = variational.convert(model, trained)
+    try:
+        after = variational.convert(model, table)
+    except (ValueError, TypeError) as error:
+        raise SpecError(f"{source}: {error}") from None
+    complaint = misfit(before.state_dict(), after.state_dict())
+    if complaint is None and _natural_layers(before) != _natural_layers(after):
+        complaint = "a natural parameter of binary weights has another meaning"
+    if complaint:
+        raise SpecError(
+            f"{source}: the stored weights are no parameters of such a network ({complaint}): "
+            "change only how their noise is drawn, by options such as estimator, noise or p."
+        )
+    return after
+
+
+def _natural_layers(model: nn.Module) -> dict[str, type]:
+    """The method of every layer whose ``weight`` is a natural parameter."""
+    layers = variational.stochastic_layers(model)
+    return {name: type(layer.method) for name, layer in layers.items() if layer.natural}
 
 
 def weights_file(path: str | Path, *, ema: bool = False) -> Path:

@@ -100,6 +100,12 @@ class StochasticLayer(nn.Module):
 
     def apply_weights(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """The linear map of group g of ``x (n·B, …)`` with weight g of ``weights (n, …)``."""
+        if len(weights) == 1:
+            return self.apply_weight(x, weights[0], bias)
+        return self._apply_several(x, weights, bias)
+
+    def _apply_several(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+        """As :meth:`apply_weights`, for more than one."""
         raise NotImplementedError
 
     def local_draw(self, x: Tensor, variance: Tensor) -> Tensor:
@@ -122,6 +128,29 @@ class StochasticLayer(nn.Module):
     def output_units(self) -> int:
         """Number of output features, or channels."""
         return int(self.weight.shape[0])
+
+    def unit_shape(self, x: Tensor) -> list[int]:
+        """Shape of noise that is drawn for each example and each unit of ``x``.
+
+        ``x`` is an input or an output of the layer. The positions of one example share the noise,
+        as they share the layer's weights.
+
+        >>> Conv2dMap(3, 2, 1).unit_shape(torch.ones(5, 3, 4, 4))
+        [5, 3, 1, 1]
+        >>> LinearMap(3, 2).unit_shape(torch.ones(3))
+        [3]
+        """
+        axis = 1 - self.weight.dim()
+        shape = [1] * x.dim()
+        shape[axis] = x.shape[axis]
+        if x.dim() > -axis:
+            shape[0] = x.shape[0]
+        return shape
+
+    def extra_repr(self) -> str:
+        """Torch's, and the method, where there is one."""
+        usual, method = super().extra_repr(), getattr(self, "method", None)
+        return usual if method is None else f"{usual}, {method}"
 
 
 class Handover:
@@ -164,7 +193,7 @@ class LinearMap(StochasticLayer, nn.Linear):
         """``(…, in)`` to ``(…, out)``."""
         return F.linear(x, weight, bias)
 
-    def apply_weights(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    def _apply_several(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """``(n·B, …, in)`` with ``(n, out, in)`` to ``(n·B, …, out)``."""
         grouped = x.reshape(len(weights), -1, x.shape[-1])
         out = torch.bmm(grouped, weights.mT)
@@ -193,7 +222,7 @@ class Conv2dMap(StochasticLayer, nn.Conv2d):
         out: Tensor = self._conv_forward(x, weight, bias)
         return out
 
-    def apply_weights(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    def _apply_several(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """``(n·B, in, H, W)`` with ``(n, out, in/groups, h, w)`` to ``(n·B, out, H', W')``.
 
         One convolution whose groups are the samples.

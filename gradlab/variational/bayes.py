@@ -37,7 +37,6 @@ True
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradlab.estimators.base import above_zero, one_of, true_or_false
+from gradlab.estimators.base import above_zero, finite, one_of, probability, true_or_false
 from gradlab.evaluation.noise import compiled_problem
 from gradlab.variational.base import Conv2dMap, Handover, LinearMap, StochasticLayer
 from gradlab.variational.draws import random_signs, standard_normal
@@ -149,11 +148,11 @@ class _BayesByBackprop(StochasticLayer):
         if about:
             return self._grouped(x, drawn[0], self.bias if self.bias_rho is None else drawn[1])
         mean = self.apply_weight(x, self.weight, self.bias)
-        signs_in = random_signs(unit_shape(self, x), x)
+        signs_in = random_signs(self.unit_shape(x), x)
         deviation = self._grouped(
             x * signs_in, drawn[0], None if self.bias_rho is None else drawn[1]
         )
-        return mean + deviation * random_signs(unit_shape(self, mean), mean)
+        return mean + deviation * random_signs(self.unit_shape(mean), mean)
 
     def kl(self) -> Tensor:
         """Exact for the Gaussian prior, estimated for the mixture; without a deterministic bias."""
@@ -179,10 +178,6 @@ class _BayesByBackprop(StochasticLayer):
     def log_alpha(self) -> Tensor:
         """ln(σ²/μ²) of every weight: minus twice the log of the paper's signal-to-noise ratio."""
         return 2 * self.sigma().log() - torch.log(self.weight.square() + 1e-8)
-
-    def extra_repr(self) -> str:
-        """Torch's, and the method."""
-        return f"{super().extra_repr()}, {self.method}"
 
     def _random(self) -> list[tuple[Tensor, Tensor]]:
         """Mean and ρ of whatever is random."""
@@ -234,14 +229,13 @@ class _BayesByBackprop(StochasticLayer):
 
     def _grouped(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """Weight g, and bias g where there is one for each, for group g."""
-        if len(weights) == 1:
-            one_bias = bias if bias is None or bias.dim() == 1 else bias[0]
-            return self.apply_weight(x, weights[0], one_bias)
         if bias is None or bias.dim() == 1:
             return self.apply_weights(x, weights, bias)
+        if len(bias) == 1:
+            return self.apply_weights(x, weights, bias[0])
         out = self.apply_weights(x, weights, None)
         per_example = bias.repeat_interleave(len(x) // len(bias), 0)
-        return out + per_example.reshape(unit_shape(self, out))
+        return out + per_example.reshape(self.unit_shape(out))
 
 
 class BayesByBackpropLinear(_BayesByBackprop, LinearMap):
@@ -250,34 +244,3 @@ class BayesByBackpropLinear(_BayesByBackprop, LinearMap):
 
 class BayesByBackpropConv2d(_BayesByBackprop, Conv2dMap):
     """``torch.nn.Conv2d`` with Gaussian weights."""
-
-
-def unit_shape(layer: StochasticLayer, x: Tensor) -> list[int]:
-    """Shape of noise that is drawn for each example and each unit of ``x``.
-
-    Units are features, or channels; ``x`` is an input or an output of the layer. The positions of
-    one example share the noise, as they share the layer's weights.
-
-    >>> unit_shape(Conv2dMap(3, 2, 1), torch.ones(5, 3, 4, 4))
-    [5, 3, 1, 1]
-    >>> unit_shape(LinearMap(3, 2), torch.ones(3))
-    [3]
-    """
-    axis = 1 - layer.weight.dim()
-    shape = [1] * x.dim()
-    shape[axis] = x.shape[axis]
-    if x.dim() > -axis:
-        shape[0] = x.shape[0]
-    return shape
-
-
-def finite(name: str, value: object) -> None:
-    """Refuse anything but a finite number, in one sentence."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}: give a finite number.")
-
-
-def probability(name: str, value: object) -> None:
-    """Refuse anything but a number strictly between 0 and 1, in one sentence."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise ValueError(f"{name} is {value!r}: give a number between 0 and 1, both excluded.")

@@ -37,7 +37,7 @@ tensor([10.], grad_fn=<Unique2Backward0>)
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ from torch import Tensor
 
 from gradlab.binary.sign import sign
 from gradlab.binary.straight_through import straight_through
-from gradlab.estimators.base import above_zero, one_of
+from gradlab.estimators.base import above_zero, finite, one_of, probability
 from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
 from gradlab.variational.kl import bernoulli
 from gradlab.variational.methods import REGISTRY
@@ -82,17 +82,15 @@ class BernoulliWeights:
     def __post_init__(self) -> None:
         one_of("noise", self.noise, NOISES)
         one_of("prediction", self.prediction, PREDICTIONS)
-        number = isinstance(self.prior, int | float) and not isinstance(self.prior, bool)
-        if not (number and 0 < self.prior < 1):
-            raise ValueError(f"prior is {self.prior!r}: give a probability of +1 between 0 and 1.")
+        probability("prior", self.prior)
 
     def linear(self, *args: Any, **options: Any) -> BernoulliLinear:
         """A layer in place of ``torch.nn.Linear(*args, **options)``."""
-        return BernoulliLinear(*args, **asdict(self), **options)
+        return BernoulliLinear(*args, method=self, **options)
 
     def conv2d(self, *args: Any, **options: Any) -> BernoulliConv2d:
         """A layer in place of ``torch.nn.Conv2d(*args, **options)``."""
-        return BernoulliConv2d(*args, **asdict(self), **options)
+        return BernoulliConv2d(*args, method=self, **options)
 
 
 @REGISTRY.register("bayes_binn")
@@ -119,17 +117,15 @@ class BayesBiNNWeights:
         above_zero("temperature", self.temperature)
         above_zero("initial", self.initial)
         one_of("prediction", self.prediction, PREDICTIONS)
-        number = isinstance(self.prior, int | float) and not isinstance(self.prior, bool)
-        if not (number and math.isfinite(self.prior)):
-            raise ValueError(f"prior is {self.prior!r}: give a finite number, 0 for a fair coin.")
+        finite("prior", self.prior)
 
     def linear(self, *args: Any, **options: Any) -> BayesBiNNLinear:
         """A layer in place of ``torch.nn.Linear(*args, **options)``."""
-        return BayesBiNNLinear(*args, **asdict(self), **options)
+        return BayesBiNNLinear(*args, method=self, **options)
 
     def conv2d(self, *args: Any, **options: Any) -> BayesBiNNConv2d:
         """A layer in place of ``torch.nn.Conv2d(*args, **options)``."""
-        return BayesBiNNConv2d(*args, **asdict(self), **options)
+        return BayesBiNNConv2d(*args, method=self, **options)
 
 
 class _Bernoulli(StochasticLayer):
@@ -138,15 +134,10 @@ class _Bernoulli(StochasticLayer):
     natural = True
 
     def __init__(
-        self,
-        *args: Any,
-        noise: str = "preactivations",
-        prediction: str = "sign",
-        prior: float = 0.5,
-        **torch_options: Any,
+        self, *args: Any, method: BernoulliWeights | None = None, **torch_options: Any
     ) -> None:
         super().__init__(*args, **torch_options)
-        self.method = BernoulliWeights(noise, prediction, prior)
+        self.method = method or BernoulliWeights()
         self.start_from(self.weight)
 
     @torch.no_grad()
@@ -161,7 +152,7 @@ class _Bernoulli(StochasticLayer):
     def noisy_forward(self, x: Tensor) -> Tensor:
         """With a draw of pre-activations, or of weights."""
         if self.method.noise == "weights":
-            return _grouped(self, x, self._draw())
+            return self.apply_weights(x, self._draw(), self.bias)
         mean, variance = self.moments(x)
         return mean + (variance + _SMALLEST_VARIANCE).sqrt() * torch.randn_like(mean)
 
@@ -187,12 +178,8 @@ class _Bernoulli(StochasticLayer):
         return torch.tanh(self.weight / 2)  # 2 sigmoid(θ) − 1
 
     def _draw(self) -> Tensor:
-        chances = torch.rand(
-            self.samples, *self.weight.shape, device=self.weight.device, dtype=self.weight.dtype
-        )
-        drawn = torch.where(chances < torch.sigmoid(self.weight.detach()), 1.0, -1.0).to(
-            self.weight.dtype
-        )
+        positive = _chances(self) < torch.sigmoid(self.weight.detach())
+        drawn = torch.where(positive, 1.0, -1.0).to(self.weight.dtype)
         mean = self._mean()
         return drawn + (mean - mean.detach())
 
@@ -203,16 +190,10 @@ class _BayesBiNN(StochasticLayer):
     natural = True
 
     def __init__(
-        self,
-        *args: Any,
-        temperature: float = 1e-10,
-        initial: float = 10.0,
-        prediction: str = "sign",
-        prior: float = 0.0,
-        **torch_options: Any,
+        self, *args: Any, method: BayesBiNNWeights | None = None, **torch_options: Any
     ) -> None:
         super().__init__(*args, **torch_options)
-        self.method = BayesBiNNWeights(temperature, initial, prediction, prior)
+        self.method = method or BayesBiNNWeights()
         self.start_from(self.weight)
 
     @torch.no_grad()
@@ -222,11 +203,9 @@ class _BayesBiNN(StochasticLayer):
 
     def noisy_forward(self, x: Tensor) -> Tensor:
         """With a relaxed draw of weights, one for each group of samples."""
-        chances = torch.rand(
-            self.samples, *self.weight.shape, device=self.weight.device, dtype=self.weight.dtype
-        )
-        relaxed = Relaxed(self.method.temperature)
-        return _grouped(self, x, straight_through(self.weight + chances.logit() / 2, relaxed))
+        latent = self.weight + _chances(self).logit() / 2
+        weights = straight_through(latent, Relaxed(self.method.temperature))
+        return self.apply_weights(x, weights, self.bias)
 
     def mean_weight(self) -> Tensor:
         """±1, or the mean: what ``prediction`` says."""
@@ -273,8 +252,8 @@ class BayesBiNNConv2d(_BayesBiNN, Conv2dMap):
     """``torch.nn.Conv2d`` with relaxed binary weights."""
 
 
-def _grouped(layer: StochasticLayer, x: Tensor, weights: Tensor) -> Tensor:
-    """Weight g for group g of the batch."""
-    if len(weights) == 1:
-        return layer.apply_weight(x, weights[0], layer.bias)
-    return layer.apply_weights(x, weights, layer.bias)
+def _chances(layer: StochasticLayer) -> Tensor:
+    """U(0, 1) for every weight of each group of samples."""
+    return torch.rand(
+        layer.samples, *layer.weight.shape, device=layer.weight.device, dtype=layer.weight.dtype
+    )

@@ -38,9 +38,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlab.estimators.base import above_zero
+from gradlab.estimators.base import above_zero, probability
 from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
-from gradlab.variational.bayes import probability, unit_shape
 from gradlab.variational.kl import concrete_entropy
 from gradlab.variational.methods import REGISTRY
 
@@ -98,7 +97,7 @@ class _Concrete(StochasticLayer):
 
     def noisy_forward(self, x: Tensor) -> Tensor:
         """With a relaxed mask on the inputs."""
-        log_odds = self.logit_p + logistic(unit_shape(self, x), self.weight)
+        log_odds = self.logit_p + logistic(self.unit_shape(x), self.weight)
         # 1 − sigmoid(a) is sigmoid(−a), without the cancellation
         kept = torch.sigmoid(-log_odds / self.method.temperature) / torch.sigmoid(-self.logit_p)
         return self.mean_forward(x * kept)
@@ -115,10 +114,6 @@ class _Concrete(StochasticLayer):
     def log_alpha(self) -> Tensor:
         """ln(p/(1 − p)), ``()``: exact for a mask that is not relaxed."""
         return self.logit_p
-
-    def extra_repr(self) -> str:
-        """Torch's, and the method."""
-        return f"{super().extra_repr()}, {self.method}"
 
 
 class ConcreteLinear(_Concrete, LinearMap):

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gradlab._registry import Registry, unknown
+from gradlab.estimators.base import at_least_zero
 
 _MODES = ("correct", "faithful")
 
@@ -64,7 +65,7 @@ class _Scaled:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _number("scale", self.scale)
+        at_least_zero("scale", self.scale)
 
     def weight(self, epoch: int, step_in_epoch: int, steps_per_epoch: int, epochs: int) -> float:
         """Beta at a step.
@@ -143,8 +144,8 @@ class Linear(_Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _number("start", self.start)
-        _number("length", self.length)
+        at_least_zero("start", self.start)
+        at_least_zero("length", self.length)
 
     def _share(self, epoch: int, step: int, steps: int, epochs: int) -> float:
         since = epoch - self.start
@@ -210,10 +211,3 @@ class Soenderby(_Scaled):
 
     def _share(self, epoch: int, step: int, steps: int, epochs: int) -> float:
         return min(4 * epoch / epochs, 1.0)
-
-
-def _number(name: str, value: object) -> None:
-    """Refuse anything but a finite number of at least 0."""
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} is {value!r}: give a finite number of at least 0.")

@@ -36,9 +36,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlab.estimators.base import above_zero, one_of
+from gradlab.estimators.base import above_zero, at_least_zero, one_of, probability
 from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
-from gradlab.variational.bayes import probability
 from gradlab.variational.concrete import logistic
 from gradlab.variational.methods import REGISTRY
 
@@ -73,9 +72,8 @@ class L0:
 
     def __post_init__(self) -> None:
         one_of("groups", self.groups, GROUPS)
-        for name in ("penalty", "weight_decay"):
-            if getattr(self, name) != 0:
-                above_zero(name, getattr(self, name))
+        at_least_zero("penalty", self.penalty)
+        at_least_zero("weight_decay", self.weight_decay)
         probability("droprate_init", self.droprate_init)
         above_zero("temperature", self.temperature)
 
@@ -102,10 +100,7 @@ class _L0(StochasticLayer):
         """With gates drawn for each group of samples."""
         noise = logistic([self.samples, *self.log_odds.shape], self.weight)
         s = torch.sigmoid((noise + self.log_odds) / self.method.temperature)
-        weights = self.weight * self._over_weight(stretched(s))
-        if self.samples == 1:
-            return self.apply_weight(x, weights[0], self.bias)
-        return self.apply_weights(x, weights, self.bias)
+        return self.apply_weights(x, self.weight * self._over_weight(stretched(s)), self.bias)
 
     def gates(self) -> Tensor:
         """The gates without noise, in 0…1, one for each weight or unit."""
@@ -133,10 +128,6 @@ class _L0(StochasticLayer):
         """Hold log α in ±ln 100."""
         with torch.no_grad():
             self.log_odds.clamp_(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
-
-    def extra_repr(self) -> str:
-        """Torch's, and the method."""
-        return f"{super().extra_repr()}, {self.method}"
 
     def _over_weight(self, values: Tensor) -> Tensor:
         """Values of gates ``(…, gates)`` in a shape that multiplies the weight."""

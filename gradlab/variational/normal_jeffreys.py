@@ -33,9 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlab.estimators.base import above_zero
+from gradlab.estimators.base import above_zero, finite
 from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
-from gradlab.variational.bayes import finite, unit_shape
 from gradlab.variational.kl import gaussian, log_uniform
 from gradlab.variational.local import local_noise
 from gradlab.variational.methods import REGISTRY
@@ -97,7 +96,7 @@ class _NormalJeffreys(StochasticLayer):
     def _draw_z(self, x: Tensor) -> Tensor:
         """A z for each example and unit of ``x``."""
         unit = (-1, *[1] * (self.weight.dim() - 2))
-        noise = torch.randn(unit_shape(self, x), device=x.device, dtype=self.z_mean.dtype)
+        noise = torch.randn(self.unit_shape(x), device=x.device, dtype=self.z_mean.dtype)
         sigma = torch.exp(self.z_log_variance / 2)
         return self.z_mean.reshape(unit) + sigma.reshape(unit) * noise
 
@@ -127,10 +126,6 @@ class _NormalJeffreys(StochasticLayer):
         if self.method.largest_variance is not None:
             with torch.no_grad():
                 self.weight_log_variance.clamp_(max=math.log(self.method.largest_variance))
-
-    def extra_repr(self) -> str:
-        """Torch's, and the method."""
-        return f"{super().extra_repr()}, {self.method}"
 
 
 class NormalJeffreysLinear(_NormalJeffreys, LinearMap):

@@ -33,7 +33,6 @@ hardtanh does and polynomial does not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -43,7 +42,7 @@ from torch.optim.optimizer import ParamsT
 
 from gradlab.binary.layers import BinaryConv2d, BinaryLinear
 from gradlab.binary.sign import sign
-from gradlab.estimators.base import above_zero, true_or_false
+from gradlab.estimators.base import above_zero, at_least_zero, finite, true_or_false
 from gradlab.variational.binary_weights import GUARD, BayesBiNNConv2d, BayesBiNNLinear
 
 
@@ -136,10 +135,10 @@ class BayesBiNN(_BesideAdam):
         weight_decay: float = 0.0,
     ) -> None:
         above_zero("train_size", train_size)
-        _between("momentum", momentum, 0, 1)
-        _finite("prior", prior)
-        if _finite("kl_weight", kl_weight) < 0:
-            raise ValueError(f"kl_weight is {kl_weight}: give a number of at least 0.")
+        if not 0 <= finite("momentum", momentum) < 1:
+            raise ValueError(f"momentum is {momentum}: give a number from 0 to below 1.")
+        finite("prior", prior)
+        at_least_zero("kl_weight", kl_weight)
         own = {"train_size": train_size, "momentum": momentum, "prior": prior,
                "kl_weight": kl_weight}  # fmt: skip
         super().__init__(params, lr, adam_lr, adam_betas, weight_decay, own)
@@ -192,8 +191,7 @@ class Bop(_BesideAdam):
         above_zero("gamma", gamma)
         if gamma > 1:
             raise ValueError(f"gamma is {gamma}: give a share of at most 1.")
-        if _finite("threshold", threshold) < 0:
-            raise ValueError(f"threshold is {threshold}: give a number of at least 0.")
+        at_least_zero("threshold", threshold)
         true_or_false("gamma_follows_lr", gamma_follows_lr)
         own = {"gamma": gamma, "threshold": threshold, "gamma_follows_lr": gamma_follows_lr}
         super().__init__(params, lr, None, adam_betas, weight_decay, own)
@@ -262,14 +260,3 @@ def _flippable(model: nn.Module) -> list[Tensor]:
                 'optimizer bop keeps its weights: give weight_surrogate = "hardtanh".'
             )
     return [layer.weight for layer in layers]
-
-
-def _finite(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}: give a finite number.")
-    return value
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= _finite(name, value) < high:
-        raise ValueError(f"{name} is {value}: give a number from {low} to below {high}.")

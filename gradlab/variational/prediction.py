@@ -53,7 +53,7 @@ def predict(
     examples = max(1, _number("batch_size", batch_size) // number)
     noise = nullcontext() if samples == "mean" else sampling(model, number)
     parts = []
-    with _evaluating(model), _seeded(seed, images.device), noise, torch.inference_mode():
+    with evaluating(model), seeded(seed, images.device), noise, torch.inference_mode():
         for batch in torch.split(images, examples):
             repeated = batch.repeat(number, *[1] * (batch.ndim - 1))
             shares = model(repeated).double().softmax(-1)
@@ -69,7 +69,8 @@ def _number(name: str, value: object, other: str = "") -> int:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in ``eval()``, and afterwards every module of it in the mode that it was in."""
     # module by module: a frozen BatchNorm may be in another mode than the network around it
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -81,7 +82,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's own generators seeded, those of the device too, and as they were afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)

@@ -46,9 +46,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradlab.estimators.base import one_of
+from gradlab.estimators.base import finite, one_of, probability
 from gradlab.variational.base import Conv2dMap, LinearMap, StochasticLayer
-from gradlab.variational.bayes import finite, probability
 from gradlab.variational.kl import ard, log_uniform, log_uniform_cubic
 from gradlab.variational.methods import REGISTRY
 
@@ -158,7 +157,9 @@ class GaussianS(_FixedOnUnits):
 
 
 @dataclass(frozen=True)
-class _LearnedOnUnits(_OnUnits):
+class LearnedOnUnits(_OnUnits):
+    """What the methods with a learned α for each unit share."""
+
     side: str = "input"
     initial: float = INITIAL_LOG_ALPHA
     mode: str = "correct"
@@ -172,7 +173,7 @@ class _LearnedOnUnits(_OnUnits):
 
 @REGISTRY.register("variational_a")
 @dataclass(frozen=True)
-class VariationalA(_LearnedOnUnits):
+class VariationalA(LearnedOnUnits):
     """Variational dropout, type A: a learned α ≤ 1 for each unit.
 
     Args:
@@ -188,18 +189,9 @@ class VariationalA(_LearnedOnUnits):
     prior = CUBIC
 
 
-@dataclass(frozen=True)
-class _PrunesUnits(_LearnedOnUnits):
-    threshold: float = 3.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        finite("threshold", self.threshold)
-
-
 @REGISTRY.register("sparse_a")
 @dataclass(frozen=True)
-class SparseA(_PrunesUnits):
+class SparseA(LearnedOnUnits):
     """Sparse variational dropout of units.
 
     Args:
@@ -213,23 +205,20 @@ class SparseA(_PrunesUnits):
         ValueError: an option out of range.
     """
 
+    threshold: float = 3.0
     prior = LOG_UNIFORM
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite("threshold", self.threshold)
 
 
 @REGISTRY.register("hierarchical_a")
 @dataclass(frozen=True)
-class HierarchicalA(_PrunesUnits):
+class HierarchicalA(SparseA):
     """Hierarchical variational dropout (automatic relevance determination) of units.
 
-    Args:
-        side: "input" or "output" of the layer.
-        initial: ln α at the start.
-        mode: "correct", or "faithful": α is clamped in the forward pass, see the module's
-            docstring.
-        threshold: the weights of units with ln α above it are removed by the mask; biases stay.
-
-    Raises:
-        ValueError: an option out of range.
+    Its options are those of :class:`SparseA`, its prior learns its width.
     """
 
     prior = HIERARCHICAL
@@ -240,7 +229,7 @@ class _UnitNoise(StochasticLayer):
         super().__init__(*args, **torch_options)
         self.method = method or Bernoulli()
         self.unit_log_alpha: nn.Parameter | None = None
-        if isinstance(self.method, _LearnedOnUnits):
+        if isinstance(self.method, LearnedOnUnits):
             units = self.input_units() if self.method.side == "input" else self.output_units()
             self.unit_log_alpha = nn.Parameter(self.weight.new_full((units,), self.method.initial))
 
@@ -252,7 +241,7 @@ class _UnitNoise(StochasticLayer):
 
     def kl(self) -> Tensor:
         """Summed over the units whose α is learned."""
-        if not isinstance(self.method, _LearnedOnUnits):
+        if not isinstance(self.method, LearnedOnUnits):
             return super().kl()
         return self.method.prior.divergence(self.log_alpha()).sum()
 
@@ -260,7 +249,7 @@ class _UnitNoise(StochasticLayer):
         """Of every unit, ``(units,)``, or one for all, ``()``, where it is fixed."""
         if isinstance(self.method, _FixedOnUnits):
             return self.weight.new_tensor(math.log(self.method.p / (1 - self.method.p)))
-        assert isinstance(self.method, _LearnedOnUnits)
+        assert isinstance(self.method, LearnedOnUnits)
         assert self.unit_log_alpha is not None
         if self.method.mode == "faithful":
             return self.method.prior.clamp(self.unit_log_alpha)
@@ -268,7 +257,7 @@ class _UnitNoise(StochasticLayer):
 
     def mask(self) -> Tensor | None:
         """The weights of units whose ln α is at most the threshold."""
-        if not isinstance(self.method, _PrunesUnits):
+        if not isinstance(self.method, SparseA):
             return None
         kept = self.log_alpha() <= self.method.threshold
         if self.method.side == "input":
@@ -279,14 +268,10 @@ class _UnitNoise(StochasticLayer):
 
     def project(self) -> None:
         """Hold ln α within its prior's range; nothing in faithful mode."""
-        if isinstance(self.method, _LearnedOnUnits) and self.method.mode == "correct":
+        if isinstance(self.method, LearnedOnUnits) and self.method.mode == "correct":
             assert self.unit_log_alpha is not None
             with torch.no_grad():
                 self.unit_log_alpha.copy_(self.method.prior.clamp(self.unit_log_alpha))
-
-    def extra_repr(self) -> str:
-        """Torch's, and the method."""
-        return f"{super().extra_repr()}, {self.method}"
 
     def _multiplied(self, h: Tensor, over_units: Callable[[Tensor], Tensor]) -> Tensor:
         if isinstance(self.method, Bernoulli):

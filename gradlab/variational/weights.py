@@ -59,20 +59,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradlab.estimators.base import one_of
+from gradlab.estimators.base import finite, one_of, probability
 from gradlab.evaluation.noise import compiled_problem
 from gradlab.variational.base import Conv2dMap, Handover, LinearMap, StochasticLayer
-from gradlab.variational.bayes import finite, probability
 from gradlab.variational.draws import standard_normal
 from gradlab.variational.methods import REGISTRY
 from gradlab.variational.units import (
-    CUBIC,
-    HIERARCHICAL,
     INITIAL_LOG_ALPHA,
-    LOG_UNIFORM,
     MODES,
     SMALLEST_LOG_ALPHA,
     HierarchicalA,
+    LearnedOnUnits,
     Prior,
     SparseA,
     VariationalA,
@@ -131,7 +128,7 @@ class _Learned(_OnWeights):
     parameterization: str = "log_sigma2"
     initial: float | None = None
     mode: str = "correct"
-    prior: ClassVar[Prior]
+    units: ClassVar[type[LearnedOnUnits]]
 
     def __post_init__(self) -> None:
         one_of("noise", self.noise, NOISES)
@@ -141,6 +138,11 @@ class _Learned(_OnWeights):
             finite("initial", self.initial)
         if self.direct:
             self.prior.check_initial(self.start)
+
+    @property
+    def prior(self) -> Prior:
+        """What α costs."""
+        return self.units.prior
 
     @property
     def on_outputs(self) -> bool:
@@ -171,9 +173,9 @@ class _Learned(_OnWeights):
         made: StochasticLayer = maker.conv2d(*args, **options)
         return made
 
-    def of_outputs(self) -> VariationalA | SparseA | HierarchicalA:
+    def of_outputs(self) -> LearnedOnUnits:
         """The method with one α for each output, in faithful mode."""
-        raise NotImplementedError
+        return self.units("output", self.start, self.mode)
 
 
 @REGISTRY.register("variational_b")
@@ -195,25 +197,12 @@ class VariationalB(_Learned):
     """
 
     parameterization: str = "log_alpha"
-    prior = CUBIC
-
-    def of_outputs(self) -> VariationalA:
-        """The method with one α for each output, in faithful mode."""
-        return VariationalA("output", self.start, self.mode)
-
-
-@dataclass(frozen=True)
-class _Prunes(_Learned):
-    threshold: float = 3.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        finite("threshold", self.threshold)
+    units = VariationalA
 
 
 @REGISTRY.register("sparse")
 @dataclass(frozen=True)
-class Sparse(_Prunes):
+class Sparse(_Learned):
     """Sparse variational dropout.
 
     Args:
@@ -228,36 +217,28 @@ class Sparse(_Prunes):
         ValueError: an option out of range.
     """
 
-    prior = LOG_UNIFORM
+    threshold: float = 3.0
+    units: ClassVar[type[SparseA]] = SparseA
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite("threshold", self.threshold)
 
     def of_outputs(self) -> SparseA:
         """The method with one α for each output, in faithful mode."""
-        return SparseA("output", self.start, self.mode, self.threshold)
+        return self.units("output", self.start, self.mode, self.threshold)
 
 
 @REGISTRY.register("ard")
 @REGISTRY.register("hierarchical")
 @dataclass(frozen=True)
-class Hierarchical(_Prunes):
+class Hierarchical(Sparse):
     """Hierarchical variational dropout, alias automatic relevance determination.
 
-    Args:
-        noise: "preactivations" or "weights".
-        parameterization: "log_sigma2" or "log_alpha".
-        initial: the parameter's value at the start; -10 for ln σ², -3 for ln α.
-        mode: "correct" or "faithful", see the module's docstring. Noise on pre-activations is
-            always parameterized by ln α in faithful mode.
-        threshold: weights with ln α above it are removed by the mask.
-
-    Raises:
-        ValueError: an option out of range.
+    Its options are those of :class:`Sparse`, its prior learns its width.
     """
 
-    prior = HIERARCHICAL
-
-    def of_outputs(self) -> HierarchicalA:
-        """The method with one α for each output, in faithful mode."""
-        return HierarchicalA("output", self.start, self.mode, self.threshold)
+    units = HierarchicalA
 
 
 class _WeightNoise(StochasticLayer):
@@ -279,10 +260,7 @@ class _WeightNoise(StochasticLayer):
         if self.method.noise == "preactivations":
             return self.local_draw(x, self._spread())
         noise = standard_normal((self.samples, *self.weight.shape), self.weight)
-        weights = self.weight + self.deviation() * noise
-        if self.samples == 1:
-            return self.apply_weight(x, weights[0], self.bias)
-        return self.apply_weights(x, weights, self.bias)
+        return self.apply_weights(x, self.weight + self.deviation() * noise, self.bias)
 
     def variance(self) -> Tensor:
         """σ² of every weight."""
@@ -322,7 +300,7 @@ class _WeightNoise(StochasticLayer):
 
     def mask(self) -> Tensor | None:
         """The weights with ln α at most the threshold."""
-        if not isinstance(self.method, _Prunes):
+        if not isinstance(self.method, Sparse):
             return None
         return self.log_alpha() <= self.method.threshold
 
@@ -341,10 +319,6 @@ class _WeightNoise(StochasticLayer):
         else:
             centre = _log_square(self.weight)
             torch.clamp(self.log_sigma2, centre + low, centre + high, out=self.log_sigma2)
-
-    def extra_repr(self) -> str:
-        """Torch's, and the method."""
-        return f"{super().extra_repr()}, {self.method}"
 
     def _spread(self) -> Tensor:
         """The variances, and where it costs little the divergence on the way."""

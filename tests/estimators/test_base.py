@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from gradlab import estimators
 from gradlab.estimators.base import (
+    above_zero,
+    at_least_zero,
     cosine,
+    finite,
+    probability,
     require_finite,
     split_half_cosine,
     split_half_diagnostics,
@@ -67,6 +72,29 @@ def test_the_not_finite_tensor_is_named() -> None:
     params = {"a": torch.zeros(2), "b": torch.tensor([0.0, math.inf])}
     with pytest.raises(ValueError, match=r"^parameter b has NaN or infinite entries: estimate be"):
         require_finite(params)
+
+
+@pytest.mark.parametrize(
+    ("check", "fine", "wrong", "fix"),
+    [
+        (finite, [-3, 0.5], [math.nan, math.inf], "give a finite number."),
+        (above_zero, [1, 1e-300], [0, -1.0, math.nan, math.inf], "give a finite number above 0."),
+        (at_least_zero, [0, 2.5], [-1e-300, math.nan, math.inf], "give a finite number of at leas"),
+        (probability, [1e-300, 0.5], [0, 1, 1.5, math.nan], "give a number between 0 and 1, both"),
+    ],
+    ids=["finite", "above_zero", "at_least_zero", "probability"],
+)
+def test_numbers_out_of_range(
+    check: Callable[[str, object], object], fine: list[float], wrong: list[float], fix: str
+) -> None:
+    for value in fine:
+        check("sigma", value)
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^sigma is {value}: {fix}"):
+            check("sigma", value)
+    for other in (True, "1", None):
+        with pytest.raises(ValueError, match=f"^sigma is {other!r}: give a "):
+            check("sigma", other)
 
 
 def test_names_and_refusals() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradlab import models
+from gradlab.data import Dataset
 from gradlab.training.evaluation import calibration_error, evaluate, predict
 from tests.training import tiny
 
@@ -99,3 +100,12 @@ def test_a_class_without_images_has_no_accuracy() -> None:
     some = data.subset(data.labels != 1)
     found = evaluate(network(), some, details=True)
     assert found["class_accuracy"]["left"] is None
+
+
+def test_a_frozen_part_comes_back_frozen() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 2)).train()
+    model[0].eval()
+    images, labels = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+    data = Dataset("tiny", "test", images, labels, ("no", "yes"), (0.5,), (0.25,), {})
+    evaluate(model, data)
+    assert [module.training for module in model] == [False, True, True]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradlab.variational.base import StochasticLayer, sampling
-from gradlab.variational.bayes import BayesByBackprop, unit_shape
+from gradlab.variational.bayes import BayesByBackprop
 from gradlab.variational.conversion import to_variational
 from gradlab.variational.draws import random_signs
 from gradlab.variational.methods import REGISTRY
@@ -246,7 +246,7 @@ def test_signs_are_per_example_and_channel() -> None:
     torch.manual_seed(0)
     layer = BayesByBackprop().conv2d(3, 2, 1)
     images = torch.ones(200, 3, 5, 5)
-    signs = random_signs(unit_shape(layer, images), images)
+    signs = random_signs(layer.unit_shape(images), images)
     assert signs.shape == (200, 3, 1, 1)
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     assert abs(signs.mean().item()) < 5 / math.sqrt(600)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,10 +20,13 @@ from gradlab.variational.base import sampling
 from gradlab.variational.binary_weights import (
     BayesBiNNConv2d,
     BayesBiNNLinear,
+    BayesBiNNWeights,
     BernoulliConv2d,
     BernoulliLinear,
+    BernoulliWeights,
     Relaxed,
 )
+from gradlab.variational.methods import Method
 
 LAYERS = [BernoulliLinear, BayesBiNNLinear]
 CONVOLUTIONS = [BernoulliConv2d, BayesBiNNConv2d]
@@ -47,6 +51,7 @@ def set_weight(layer: Any, values: list[float]) -> None:
     layer.weight.data = torch.tensor(values, dtype=layer.weight.dtype).view_as(layer.weight)
 
 
+DRAWN, UNSURE = BernoulliWeights(noise="weights"), BayesBiNNWeights(initial=0.1)
 LOG_ODDS = [-3.0, -0.7, 0.0, 0.4, 1.5, 8.0]
 
 
@@ -82,9 +87,8 @@ def test_pre_activations_are_drawn_with_these_moments() -> None:
 @pytest.mark.parametrize("factor", [1.0, 2.0], ids=["bernoulli", "bayes_binn"])
 def test_drawn_weights_are_one_of_two_as_often_as_they_should(factor: float) -> None:
     # of tanh λ = 2 sigmoid(2λ) − 1 the log odds are 2λ
-    make: Any = BernoulliLinear if factor == 1 else BayesBiNNLinear
-    options = {"noise": "weights"} if factor == 1 else {}
-    layer, draws = make(6, 1, bias=False, **options), 20_000
+    method = DRAWN if factor == 1 else BayesBiNNWeights()
+    layer, draws = method.linear(6, 1, bias=False), 20_000
     set_weight(layer, [value / factor for value in LOG_ODDS])
     with sampling(layer, draws):
         weights = layer(torch.eye(6).repeat(draws, 1)).view(draws, 6)
@@ -95,7 +99,7 @@ def test_drawn_weights_are_one_of_two_as_often_as_they_should(factor: float) -> 
 
 
 def test_the_gradient_of_drawn_weights_passes_straight_to_the_mean() -> None:
-    layer = BernoulliLinear(6, 1, noise="weights", bias=False, dtype=torch.float64)
+    layer = DRAWN.linear(6, 1, bias=False, dtype=torch.float64)
     set_weight(layer, LOG_ODDS)
     x = torch.randn(6, 6, dtype=torch.float64)
     out = layer(x)
@@ -106,7 +110,7 @@ def test_the_gradient_of_drawn_weights_passes_straight_to_the_mean() -> None:
 
 
 def test_it_is_exact_for_a_loss_that_is_linear_in_the_weights() -> None:
-    layer = BernoulliLinear(6, 1, noise="weights", bias=False, dtype=torch.float64)
+    layer = DRAWN.linear(6, 1, bias=False, dtype=torch.float64)
     set_weight(layer, LOG_ODDS)
     x = torch.randn(1, 6, dtype=torch.float64)
     layer(x).sum().backward()
@@ -122,7 +126,7 @@ def test_it_is_exact_for_a_loss_that_is_linear_in_the_weights() -> None:
 
 @pytest.mark.parametrize("temperature", [1e-10, 0.3, 1.0])
 def test_relaxed_weights_and_their_derivative_are_the_papers(temperature: float) -> None:
-    layer = BayesBiNNLinear(6, 1, temperature=temperature, bias=False)
+    layer = BayesBiNNWeights(temperature=temperature).linear(6, 1, bias=False)
     set_weight(layer, LOG_ODDS)
     x = torch.randn(1, 6)
     torch.manual_seed(3)
@@ -148,12 +152,19 @@ def test_a_cold_relaxation_has_the_derivative_of_the_mean_on_average(lam: float)
     assert float(slope) == pytest.approx(1 - math.tanh(lam) ** 2, rel=2e-3)
 
 
-@pytest.mark.parametrize(("make", "scale"), [(BernoulliLinear, 1), (BayesBiNNLinear, 2)])
-def test_kl_is_the_sum_over_all_weights_there_are(make: Any, scale: float) -> None:
-    fair = {"prior": 0.3} if make is BernoulliLinear else {"prior": -0.5}
-    layer = make(3, 2, **fair, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("method", "scale", "prior_odds"),
+    [
+        (BernoulliWeights(prior=0.3), 1, math.log(0.3 / 0.7)),
+        (BayesBiNNWeights(prior=-0.5), 2, -1.0),
+    ],
+    ids=["bernoulli", "bayes_binn"],
+)
+def test_kl_is_the_sum_over_all_weights_there_are(
+    method: Method, scale: float, prior_odds: float
+) -> None:
+    layer = method.linear(3, 2, dtype=torch.float64)
     set_weight(layer, LOG_ODDS)
-    prior_odds = math.log(0.3 / 0.7) if make is BernoulliLinear else -1.0
     prior = torch.full_like(layer.weight, prior_odds)
     pairs = zip(all_weights(scale * layer.weight.detach()), all_weights(prior), strict=True)
     expected = sum(q * (q / p).log() for (_, q), (_, p) in pairs)
@@ -176,7 +187,7 @@ def test_evaluation_takes_signs_or_means_and_never_draws(make: Any) -> None:
     set_weight(layer, LOG_ODDS)
     signs = torch.tensor([[-1.0, -1.0, 1.0, 1.0, 1.0, 1.0]])  # a tie is +1
     torch.testing.assert_close(layer(x), F.linear(x, signs, layer.bias))
-    soft = make(6, 1, prediction="mean").eval()
+    soft = make(6, 1, method=replace(layer.method, prediction="mean")).eval()
     soft.load_state_dict(layer.state_dict())
     half = 2 if make is BernoulliLinear else 1
     mean = torch.tanh(torch.tensor([LOG_ODDS]) / half)
@@ -188,10 +199,10 @@ def test_evaluation_takes_signs_or_means_and_never_draws(make: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "options"),
     [
-        (BernoulliLinear, {"noise": "weights"}),
-        (BayesBiNNLinear, {"initial": 0.1}),
-        (BernoulliConv2d, {"noise": "weights", "groups": 2, "padding": "same"}),
-        (BayesBiNNConv2d, {"initial": 0.1, "padding": 1, "padding_mode": "reflect"}),
+        (BernoulliLinear, {"method": DRAWN}),
+        (BayesBiNNLinear, {"method": UNSURE}),
+        (BernoulliConv2d, {"method": DRAWN, "groups": 2, "padding": "same"}),
+        (BayesBiNNConv2d, {"method": UNSURE, "padding": 1, "padding_mode": "reflect"}),
     ],
 )
 def test_every_group_of_a_batch_has_a_weight_of_its_own(make: Any, options: dict[str, Any]) -> None:
@@ -247,7 +258,7 @@ def test_weights_without_spread_start_at_sensible_probabilities(value: float, in
 
 @pytest.mark.parametrize("noise", ["preactivations", "weights"])
 def test_no_input_no_noise_and_a_finite_gradient(noise: str) -> None:
-    layer = BernoulliLinear(4, 3, noise=noise)
+    layer = BernoulliWeights(noise=noise).linear(4, 3)
     out = layer(torch.zeros(5, 4))
     assert (out - layer.bias).abs().max() < 1e-3
     out.square().sum().backward()
@@ -269,7 +280,7 @@ def test_layers_run_in_half_precision(name: str) -> None:
 
 
 def test_weights_saturate_without_losing_their_gradient() -> None:
-    layer = BayesBiNNLinear(4, 1, initial=1e6)
+    layer = BayesBiNNWeights(initial=1e6).linear(4, 1)
     layer(torch.ones(2, 4)).mean().backward()
     torch.testing.assert_close(layer.weight.grad, torch.ones(1, 4))
 
@@ -287,7 +298,7 @@ def test_methods_hand_their_options_to_their_layers() -> None:
     [
         ("bernoulli_weights", {"noise": "weight"}, "did you mean 'weights'"),
         ("bernoulli_weights", {"prediction": "sing"}, "did you mean 'sign'"),
-        ("bernoulli_weights", {"prior": 1.0}, "prior is 1.0: give a probability of +1 between"),
+        ("bernoulli_weights", {"prior": 1.0}, "prior is 1.0: give a number between 0 and 1"),
         ("bernoulli_weights", {"priors": 0.5}, "did you mean 'prior'"),
         ("bayes_binn", {"temperature": 0}, "temperature is 0: give a finite number above 0"),
         ("bayes_binn", {"initial": -1.0}, "initial is -1.0"),

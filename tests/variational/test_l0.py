@@ -147,7 +147,7 @@ def test_inputs_that_do_not_matter_are_removed(groups: str) -> None:
     ("options", "message"),
     [
         ({"groups": "input"}, "did you mean 'inputs'"),
-        ({"penalty": -1.0}, "penalty is -1.0: give a finite number above 0"),
+        ({"penalty": -1.0}, "penalty is -1.0: give a finite number of at least 0"),
         ({"weight_decay": "x"}, "weight_decay is 'x'"),
         ({"droprate_init": 1.0}, "droprate_init is 1.0: give a number between 0 and 1"),
         ({"temperature": 0.0}, "temperature is 0.0"),

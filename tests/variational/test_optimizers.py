@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradlab import models
 from gradlab.binary.layers import BinaryConv2d, BinaryLinear
 from gradlab.variational.base import sampling
-from gradlab.variational.binary_weights import BayesBiNNConv2d, BayesBiNNLinear
+from gradlab.variational.binary_weights import BayesBiNNConv2d, BayesBiNNLinear, BayesBiNNWeights
 from gradlab.variational.optimizers import BayesBiNN, Bop, groups_for
 
 
@@ -47,7 +47,7 @@ def test_layer_and_optimizer_together_make_the_papers_step(
 ) -> None:
     torch.manual_seed(0)
     size, lr, batch = 40, 0.02, 5
-    layer = BayesBiNNLinear(4, 1, bias=False, temperature=temperature, dtype=torch.float64)
+    layer = BayesBiNNWeights(temperature).linear(4, 1, bias=False, dtype=torch.float64)
     layer.weight.data = torch.tensor([[0.5, -0.2, 1.5, -2.0]], dtype=torch.float64)
     lam = layer.weight.detach().clone()
     x = torch.randn(batch, 4, dtype=torch.float64)
@@ -170,7 +170,7 @@ def test_they_reach_the_best_of_all_binary_weights(name: str, seed: int) -> None
         optimizer: Any = Bop(layer.parameters(), 0.1, gamma=0.2, threshold=1.0)
     elif name == "bayes_binn":
         # small steps: for certain weights the derivative of the relaxation has heavy tails
-        layer = BayesBiNNLinear(8, 1, bias=False, temperature=1.0, initial=0.5)
+        layer = BayesBiNNWeights(temperature=1.0, initial=0.5).linear(8, 1, bias=False)
         optimizer = BayesBiNN(layer.parameters(), 3e-4, train_size=64)
     else:
         layer = BayesBiNNLinear(8, 1, bias=False)
@@ -285,12 +285,12 @@ def test_what_has_no_gradient_stays() -> None:
         (Bop, {"lr": 0.0}, "lr is 0.0: give a finite number above 0"),
         (Bop, {"gamma": 0.0}, "gamma is 0.0"),
         (Bop, {"gamma": 1.5}, "gamma is 1.5: give a share of at most 1"),
-        (Bop, {"threshold": -1.0}, "threshold is -1.0: give a number of at least 0"),
+        (Bop, {"threshold": -1.0}, "threshold is -1.0: give a finite number of at least 0"),
         (Bop, {"gamma_follows_lr": "yes"}, "gamma_follows_lr is 'yes': give true or false"),
         (BayesBiNN, {"momentum": 1.0}, "momentum is 1.0: give a number from 0 to below 1"),
         (BayesBiNN, {"train_size": 0}, "train_size is 0"),
         (BayesBiNN, {"prior": math.nan}, "prior is nan: give a finite number"),
-        (BayesBiNN, {"kl_weight": -1.0}, "kl_weight is -1.0: give a number of at least 0"),
+        (BayesBiNN, {"kl_weight": -1.0}, "kl_weight is -1.0: give a finite number of at least 0"),
         (BayesBiNN, {"adam_lr": -1.0}, "adam_lr is -1.0: give a finite number above 0"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else None,
