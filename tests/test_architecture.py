@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,11 +25,13 @@ ROOMS = [
     "evaluation",
     "objectives",
     "estimators",
+    "search",
     "variational",
     "training",
     "studies",
     "sweep",
     "reporting",
+    "diagnosis",
     "cli",
 ]
 # What figures may import of gradlab: the rooms that do without torch.
@@ -110,6 +113,43 @@ def test_every_folder_is_a_known_room() -> None:
 def test_the_check_sees_every_way_to_import(source: str) -> None:
     assert len(violations(source, "binary", "gradlab.binary", "x.py")) == 1
     assert violations(source, "cli", "gradlab.cli", "x.py") == []
+
+
+COMPILERS = r"numba(.*\.(n?jit|(gu)?vectorize|cfunc|stencil|decorators|\*))?"
+
+
+def compiled_elsewhere(source: str) -> list[int]:
+    """Lines that import one of Numba's compilers, or all of it, or that pass ``cache=True``.
+
+    Numba's own cache mixes up the functions of several processes, see gradlab/_kernels.py.
+    """
+    tree = ast.parse(source)
+    keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+    cached = [each.lineno for each in keywords if ast.unparse(each) == "cache=True"]
+    return cached + [line for line, name in imports(tree, "") if re.fullmatch(COMPILERS, name)]
+
+
+def test_numba_compiles_only_what_goes_through_kernel_function() -> None:
+    found = {str(path.relative_to(ROOT)): compiled_elsewhere(path.read_text())
+             for path in modules()}  # fmt: skip
+    assert {where for where, lines in found.items() if lines} == {"gradlab/_kernels.py"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from numba import njit",
+        "from numba import prange, vectorize as fast",
+        "from numba.core.decorators import jit",
+        "import numba as nb\n@nb.njit\ndef f(x): ...",
+        "from numba import *",
+        "@kernel_function(cache=True)\ndef f(x): ...",
+    ],
+)
+def test_the_check_sees_every_way_to_compile(source: str) -> None:
+    assert len(compiled_elsewhere(source)) == 1
+    fine = "import triton\nfrom numba import types\n@triton.jit\ndef f(x): ..."
+    assert compiled_elsewhere(fine) == []
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """Gradient estimators of binarized networks, one file each.
 
->>> names()
-['cdg', 'nes', 'nes_local', 'sr_ste', 'ste']
+>>> {"cdg", "nes", "ste"} <= set(names())
+True
 >>> create("nes", population=100).label()
 'NES 100'
 >>> create("ness")
 Traceback (most recent call last):
     ...
-ValueError: unknown estimator 'ness': did you mean 'nes'? Valid: cdg, nes, nes_local, sr_ste, ste.
+ValueError: unknown estimator 'ness': did you mean 'nes'? Valid: ...
 """
 
 from __future__ import annotations
@@ -16,36 +16,97 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradlab._registry import Registry
+from gradlab.estimators.arm import ARM, DisARM
 from gradlab.estimators.base import Estimator, GradientEstimate, cosine
 from gradlab.estimators.cdg import CDG
+from gradlab.estimators.forward_gradient import ForwardGradient
+from gradlab.estimators.greedy_discrete import GreedyDiscrete
+from gradlab.estimators.guided import GuidedES
+from gradlab.estimators.gumbel_softmax import GumbelSoftmax
+from gradlab.estimators.local_expectation import LocalExpectation
+from gradlab.estimators.low_rank_nes import LowRankNES
+from gradlab.estimators.multi_step_ste import MultiStepSTE
 from gradlab.estimators.nes import NES
+from gradlab.estimators.nes_cdg import NESCDG
 from gradlab.estimators.nes_local import NESLocal
+from gradlab.estimators.random_cdg import RandomCDG
+from gradlab.estimators.rao_blackwell_nes import RaoBlackwellNES
+from gradlab.estimators.regression_nes import RegressionNES
+from gradlab.estimators.reinforce import REINFORCE
+from gradlab.estimators.reinmax import ReinMax
+from gradlab.estimators.spsa import SPSA
 from gradlab.estimators.sr_ste import SRSTE
 from gradlab.estimators.ste import STE
+from gradlab.estimators.ste_mean_nes import STEMeanNES
 
 REGISTRY: Registry[Estimator] = Registry("estimator", group="gradlab.estimators")
 for _name, _factory in {
+    "arm": ARM,
     "cdg": CDG,
+    "disarm": DisARM,
+    "forward_gradient": ForwardGradient,
+    "greedy_discrete": GreedyDiscrete,
+    "guided": GuidedES,
+    "gumbel_softmax": GumbelSoftmax,
+    "local_expectation": LocalExpectation,
+    "low_rank_nes": LowRankNES,
+    "multi_step_ste": MultiStepSTE,
     "nes": NES,
+    "nes_cdg": NESCDG,
     "nes_local": NESLocal,
+    "random_cdg": RandomCDG,
+    "rao_blackwell_nes": RaoBlackwellNES,
+    "regression_nes": RegressionNES,
+    "reinforce": REINFORCE,
+    "reinmax": ReinMax,
+    "spsa": SPSA,
     "sr_ste": SRSTE,
     "ste": STE,
+    "ste_mean_nes": STEMeanNES,
 }.items():
     REGISTRY.register(_name)(_factory)
 
-LIST_OPTIONS = frozenset({("nes", "population"), ("nes_local", "layers")})
+LIST_OPTIONS = frozenset(
+    {
+        ("guided", "population"),
+        ("guided", "surrogates"),
+        ("low_rank_nes", "population"),
+        ("nes", "population"),
+        ("nes_local", "layers"),
+        ("regression_nes", "population"),
+        ("spsa", "population"),
+        ("ste_mean_nes", "population"),
+    }
+)
 """Options whose value may itself be a list; in a sweep they are not an axis."""
 
 __all__ = [
+    "ARM",
     "CDG",
     "LIST_OPTIONS",
     "NES",
+    "NESCDG",
     "REGISTRY",
+    "REINFORCE",
+    "SPSA",
     "SRSTE",
     "STE",
+    "DisARM",
     "Estimator",
+    "ForwardGradient",
     "GradientEstimate",
+    "GreedyDiscrete",
+    "GuidedES",
+    "GumbelSoftmax",
+    "LocalExpectation",
+    "LowRankNES",
+    "MultiStepSTE",
     "NESLocal",
+    "RandomCDG",
+    "RaoBlackwellNES",
+    "RegressionNES",
+    "ReinMax",
+    "STEMeanNES",
     "cosine",
     "create",
     "defaults",

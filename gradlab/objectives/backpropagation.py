@@ -16,14 +16,14 @@ from gradlab.objectives.surrogate_mode import surrogate_derivatives
 
 
 def blocked_gradient(
-    params: Params, size: int, block: int, loss: Callable[[Params, int, int], Tensor]
+    params: Params, size: int, block: int | None, loss: Callable[[Params, int, int], Tensor]
 ) -> Params:
     """The gradient of a sum over ``size`` examples, ``block`` of them at a time.
 
     Args:
         params: where, copied.
         size: number of examples.
-        block: how many are backpropagated at a time.
+        block: how many are backpropagated at a time, None for all of them.
         loss: of leaves like ``params``, ``start`` and ``stop``, what these examples add to the sum.
 
     Returns:
@@ -36,7 +36,7 @@ def blocked_gradient(
     """
     leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
     total = {name: torch.zeros_like(w) for name, w in params.items()}
-    for start, stop in pop.chunks(size, block):
+    for start, stop in [(0, size)] if block is None else pop.chunks(size, block):
         with torch.enable_grad():
             part = loss(leaves, start, stop)
         if not part.requires_grad:

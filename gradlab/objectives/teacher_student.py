@@ -145,7 +145,7 @@ class TeacherStudent:
         # Blocks bound the memory of the stored activations and keep them in cache. A surrogate that
         # draws sees the batch whole: its scale may be the extremes of all pre-activations.
         whole = self.inputs.is_cuda or draws(surrogate, weight_surrogate)
-        block = size if whole else max(1024, 2**18 // self.model.num_dim)
+        block = None if whole else max(1024, 2**18 // self.model.num_dim)
 
         def loss(leaves: Params, start: int, stop: int) -> Tensor:
             outputs = self.model.surrogate_forward(
