@@ -110,6 +110,15 @@ def list_names(
         words = [f"{key}={'…' if value == REQUIRED else describe(value)}"
                  for key, value in options.items()]  # fmt: skip
         typer.echo("  ".join([name, *words]))
+        if kind == "estimators" and name in (about := _about_estimators()):
+            typer.echo(f"    unbiased for {about[name].unbiased_for}; "
+                       f"forward passes: {about[name].cost}")  # fmt: skip
+
+
+def _about_estimators() -> dict[str, Any]:
+    from gradlab.estimators.about import ABOUT
+
+    return ABOUT
 
 
 def _listing(kind: str) -> dict[str, dict[str, Any]]:

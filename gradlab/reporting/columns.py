@@ -344,19 +344,14 @@ def family(estimator: str, surrogate: object, label: str) -> str:
 
     >>> family("ste", "matched", "matched STE"), family("nes_local", None, "local NES (2 passes)")
     ('matched', 'local')
+    >>> family("ste_mean_nes", "matched", "NES ahead of the STE")
+    'other'
     """
-    name, words = str(estimator).lower(), f"{surrogate} {label}".lower()
-    # Local NES first: with the matched STE as control variate its label names both.
-    if "local" in name:
-        return "local"
-    if "matched" in words or "matched" in name:
+    name = str(estimator).lower()
+    if name == "ste" and "matched" in f"{surrogate} {label}".lower():
         return "matched"
-    if name == "sr_ste":
-        return "rounding"
-    for prefix in ("cdg", "nes", "ste"):
-        if name == prefix or name.startswith(prefix + "_"):
-            return prefix
-    return "other"
+    names = {"cdg": "cdg", "nes": "nes", "nes_local": "local", "sr_ste": "rounding", "ste": "ste"}
+    return names.get(name, "other")
 
 
 def methods(frame: pd.DataFrame) -> pd.DataFrame:
