@@ -26,6 +26,9 @@ from gradlab.cli import data, training  # noqa: F401
 from gradlab.cli import compression  # noqa: F401
 
 # isort: split
+from gradlab.cli import diagnose  # noqa: F401
+
+# isort: split
 from gradlab.cli import machine  # noqa: F401
 from gradlab.cli.common import UsageError, WorkError, app
 

@@ -77,6 +77,7 @@ def test_every_shipped_figure_is_tested_here() -> None:
     elsewhere |= {"gradient_by_depth", "accuracy_by_weight_decay", "training_curves", "loss_slice"}
     elsewhere |= set(drawing.BY_KIND["variational_run"])  # test_noise_figures.py
     elsewhere |= {"gradient_variance"}  # test_gradient_variance.py
+    elsewhere |= {"diagnosis"}  # tests/diagnosis/test_figure.py
     assert set(FULL) | elsewhere == set(drawing.names())
 
 
