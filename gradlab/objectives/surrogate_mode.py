@@ -40,6 +40,7 @@ class _SurrogateMode(TorchFunctionMode):
         self.surrogate = surrogate
         self.weight_surrogate = weight_surrogate
         self.weights = {id(weight) for weight in weights}
+        self._replacing = False
 
     def __torch_function__(
         self,
@@ -72,14 +73,18 @@ class _SurrogateMode(TorchFunctionMode):
                 f"the surrogate {type(rule).__name__} is for weights, not for activations: choose "
                 "another, e.g. hardtanh."
             )
-        if hasattr(rule, "draw"):
-            return straight_through(x, rule.draw(x))
-        return straight_through(x, _Kept(value.detach(), rule))
+        # what stands in for a sign may itself look like one
+        self._replacing = True
+        try:
+            drawn = rule.draw(x) if hasattr(rule, "draw") else _Kept(value.detach(), rule)
+            return straight_through(x, drawn)
+        finally:
+            self._replacing = False
 
     def applied(self, cls: Any, apply: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """An ``autograd.Function``: the surrogate's derivative if it is a sign, else its own."""
         value = apply(*args, **kwargs)
-        if any(isinstance(arg, _Kept) for arg in args) or not torch.is_grad_enabled():
+        if self._replacing or not torch.is_grad_enabled():
             return value
         places = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
         if len(places) != 1 or not isinstance(value, Tensor):

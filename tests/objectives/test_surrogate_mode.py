@@ -96,3 +96,24 @@ def test_what_is_no_sign_keeps_its_own_derivative() -> None:
     # and afterwards everything is as it was
     assert torch.autograd.grad(OwnSign.apply(x).sum(), x)[0].tolist() == [17.0] * 3
     assert torch.autograd.grad(torch.sign(x).sum(), x)[0].tolist() == [0.0] * 3
+
+
+def test_a_draw_that_is_the_sign_itself_ends() -> None:
+    class Certain:
+        """A stochastic sign at temperature zero."""
+
+        def draw(self, x: torch.Tensor) -> Certain:
+            return self
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(x >= 0, 1.0, -1.0)
+
+        def derivative(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(x, 0.25)
+
+    x = torch.tensor([-2.0, 3.0], requires_grad=True)
+    with surrogate_derivatives(Certain()):
+        for way in (torch.sign, sign):
+            y = way(x)
+            assert y.tolist() == [-1.0, 1.0]
+            assert torch.autograd.grad(y.sum(), x)[0].tolist() == [0.25, 0.25]
