@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradlab.estimators.base import (
@@ -258,10 +259,12 @@ def weighted_noise(
     first_sum = torch.zeros(len(weights), size, dtype=torch.float64, device=weights.device)
     second_sum = torch.zeros_like(first_sum) if second else None
     if population.antithetic:
-        # A mirrored pair shares its noise: generate it once.
-        signed, squared = weights[:, 0::2] - weights[:, 1::2], weights[:, 0::2] + weights[:, 1::2]
+        # A mirrored pair shares its noise: generate it once. A part may begin or end within one.
+        start, stop = population.start, population.stop
+        pairs = F.pad(weights, (start % 2, stop % 2)).unflatten(1, (-1, 2))
+        signed, squared = pairs[..., 0] - pairs[..., 1], pairs[..., 0] + pairs[..., 1]
         population = GaussianPopulation(
-            population.mean, population.sigma, population.key, 0, len(population) // 2
+            population.mean, population.sigma, population.key, start // 2, (stop + 1) // 2
         )
     else:
         signed = squared = weights
