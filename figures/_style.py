@@ -342,11 +342,17 @@ def num_dim_axis(ax: Axes, num_dims: Sequence[int], label: bool = True) -> None:
 
 
 def log_axis(ax: Axes, axis: str = "x") -> None:
-    """A logarithmic axis whose ticks read 0.001, 0.1, 100 rather than powers."""
+    """A logarithmic axis whose ticks read 0.001, 0.1, 100 rather than powers.
+
+    Where there is nothing above zero to draw, its limits are 1 and 10.
+    """
     (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
     target = ax.xaxis if axis == "x" else ax.yaxis
     target.set_major_formatter(FuncFormatter(lambda v, _: plain(v)))
     low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
+    if low <= 0:
+        low, high = 1.0, 10.0
+        (ax.set_xlim if axis == "x" else ax.set_ylim)(low, high)
     if high < 30 * low:  # one or two powers of ten are too few labels
         target.set_major_locator(LogLocator(subs=(1, 2, 5)))
     target.set_minor_formatter(FuncFormatter(lambda v, _: ""))

@@ -63,6 +63,9 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             for layer, look in looks.items():
                 _line(axes[places[0]], _style.pick(rows["sparsity"], name=layer), look, layer)
             _line(axes[places[1]], rows["compression"], _style.Style(_style.INK, "o"), None)
+            if rows["compression"]["mean"].isna().all():
+                axes[places[1]].text(0.5, 0.5, "no weight is left", ha="center", color=_style.INK,
+                                     transform=axes[places[1]].transAxes)  # fmt: skip
             for kind, (words, look) in ERRORS.items():
                 _line(axes[places[2]], _style.pick(rows["error"], name=kind), look, words)
             names = [method, condition] if several else [method]

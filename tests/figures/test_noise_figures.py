@@ -133,6 +133,16 @@ def test_sparsity_has_a_line_per_layer_and_only_methods_that_prune() -> None:
     assert set(errors["method"]) == {"sparse VD", "hierarchical VD"}
 
 
+def test_sparsity_of_networks_without_a_weight_left_is_said() -> None:
+    dead = tables()
+    dead["layer_sparsity"] = dead["layer_sparsity"].assign(kept=0, sparsity=1.0)
+    figure, numbers = drawn("sparsity", dead)
+    assert numbers[numbers["quantity"] == "compression"]["mean"].isna().all()
+    words = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert words.count("no weight is left") == len(titles(figure)) > 0
+    figure.canvas.draw()
+
+
 def test_many_sparse_methods_end_the_figure_and_are_counted() -> None:
     methods = [{**SPARSE, "initial": float(n)} for n in range(-10, 8)]
     given = {
