@@ -13,7 +13,8 @@ import gradlab
 from gradlab import cli
 
 COMMANDS = ["run", "retry", "plan", "status", "failed", "export", "compare", "figures", "report",
-            "list", "bench", "data", "train", "evaluate", "predict", "compress", "diagnose"]  # fmt: skip
+            "list", "bench", "data", "train", "evaluate", "predict", "compress",
+            "diagnose"]  # fmt: skip
 Call = Callable[..., tuple[int, str, str]]
 
 
