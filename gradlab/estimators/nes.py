@@ -261,7 +261,7 @@ def weighted_noise(
     if population.antithetic:
         # A mirrored pair shares its noise: generate it once. A part may begin or end within one.
         start, stop = population.start, population.stop
-        pairs = F.pad(weights, (start % 2, stop % 2)).unflatten(1, (-1, 2))
+        pairs = F.pad(weights, (start % 2, stop % 2)).reshape(len(weights), -1, 2)
         signed, squared = pairs[..., 0] - pairs[..., 1], pairs[..., 0] + pairs[..., 1]
         population = GaussianPopulation(
             population.mean, population.sigma, population.key, start // 2, (stop + 1) // 2
