@@ -45,6 +45,31 @@ def standard_normal(shape: Sequence[int], like: Tensor) -> Tensor:
     return normal(key, (0, 1), (0, number), 0).reshape(*shape)
 
 
+def standard_normal_like(tensor: Tensor) -> Tensor:
+    """As :func:`standard_normal`, in memory as ``tensor`` is, if that has no gaps."""
+    noise = standard_normal(tensor.shape, tensor)
+    if tensor.is_contiguous() or not dense(tensor):
+        return noise
+    return noise.as_strided(tensor.shape, tensor.stride())
+
+
+def dense(tensor: Tensor) -> bool:
+    """Whether it lies in memory without gaps, in one of torch's two formats for images."""
+    return tensor.is_contiguous() or (
+        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def in_order_of_memory(tensor: Tensor) -> Tensor:
+    """All elements of a :func:`dense` tensor as a vector that shares their memory.
+
+    >>> images = torch.arange(8).reshape(1, 2, 2, 2).to(memory_format=torch.channels_last)
+    >>> in_order_of_memory(images)
+    tensor([0, 4, 1, 5, 2, 6, 3, 7])
+    """
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
 def random_signs(shape: Sequence[int], like: Tensor) -> Tensor:
     """Independent ±1 with equal chances, of ``shape``, on the device and of the type of ``like``.
 
