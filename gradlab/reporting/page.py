@@ -69,6 +69,7 @@ def render(study: StoredStudy, figures: Sequence[Drawn]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["together"] = together
+    environment.filters["whole_words"] = whole_words
     return environment.get_template("report.html.j2").render(**context(study, figures))
 
 
@@ -81,6 +82,15 @@ def together(text: str) -> str:
     pattern = (r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<=\bn =) (?=\d)|(?<=num_dim) (?=\d)"
                r"|(?<=NES) (?=\d)")  # fmt: skip
     return re.sub(pattern, "\u00a0", text)
+
+
+def whole_words(text: str) -> str:
+    r"""Hyphens made unbreakable, for a title: "LeNet-" at the end of a line reads like a typo.
+
+    >>> whole_words("LeNet-5") == "LeNet\N{NON-BREAKING HYPHEN}5"
+    True
+    """
+    return text.replace("-", "\N{NON-BREAKING HYPHEN}")
 
 
 def context(study: StoredStudy, figures: Sequence[Drawn]) -> dict[str, Any]:

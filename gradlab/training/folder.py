@@ -105,19 +105,21 @@ def run(
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"stop_after is {stop_after}: give an epoch of at least 1.")
     with _threads(spec.threads):
-        setup, state = prepare(spec, datasets)  # a wrong spec leaves no folder behind
-        with _lock(folder), _chosen_convolutions(setup.device):
-            notes = _begin(setup, state, folder)
-            return _Run(setup, state, folder, progress or _silent, notes).go(stop_after)
+        # neither a wrong spec nor weights that do not fit leave a folder behind
+        setup, state = prepare(spec, datasets)
+        with _chosen_convolutions(setup.device):
+            if checkpoint.read(folder) is None:
+                initialize(setup, state)
+            with _lock(folder):
+                notes = _begin(setup, state, folder)
+                return _Run(setup, state, folder, progress or _silent, notes).go(stop_after)
 
 
 def _begin(setup: Setup, state: State, folder: Path) -> list[str]:
     """Bring a fresh state to where the folder's run is; what to know about it."""
     found = checkpoint.read(folder)
     notes: list[str] = [] if found is None else list(found.facts["notes"])
-    if found is None:
-        initialize(setup, state)
-    else:
+    if found is not None:
         _refuse_another_spec(found, setup.spec, folder)
         _refuse_other_images(found, setup, folder)
         checkpoint.restore(state, found)

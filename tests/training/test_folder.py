@@ -297,6 +297,7 @@ class TestTwoStages:
         where = run(tmp_path / "first").weights if changes else "none"
         with pytest.raises(SpecError, match=words):
             run(tmp_path / "second", init={"weights": str(where)}, **changes)
+        assert not (tmp_path / "second").exists()
 
     def test_going_on_does_not_need_them(self, tmp_path: Path) -> None:
         first = run(tmp_path / "first")
