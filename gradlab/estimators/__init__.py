@@ -17,7 +17,7 @@ from typing import Any
 
 from gradlab._registry import Registry
 from gradlab.estimators.arm import ARM, DisARM
-from gradlab.estimators.base import Estimator, GradientEstimate, cosine
+from gradlab.estimators.base import Estimator, GradientEstimate, OneEstimate, cosine
 from gradlab.estimators.cdg import CDG
 from gradlab.estimators.forward_gradient import ForwardGradient
 from gradlab.estimators.greedy_discrete import GreedyDiscrete
@@ -102,6 +102,7 @@ __all__ = [
     "LowRankNES",
     "MultiStepSTE",
     "NESLocal",
+    "OneEstimate",
     "RandomCDG",
     "RaoBlackwellNES",
     "RegressionNES",

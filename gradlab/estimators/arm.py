@@ -37,14 +37,14 @@ from dataclasses import dataclass
 
 import torch
 
-from gradlab.estimators.base import GradientEstimate, above_zero
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero
 from gradlab.estimators.bernoulli import check_population, label_of, score_estimate
 from gradlab.evaluation.population import Params
 from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class ARM:
+class ARM(OneEstimate):
     """Augment-REINFORCE-merge for the signs of binary weights.
 
     Args:
@@ -76,12 +76,6 @@ class ARM:
             population=self.population,
             sigma=self.sigma,
         )
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``ARM 500`` or ``DisARM 500``, with sigma where it is not 0.1."""

@@ -52,6 +52,38 @@ class Estimator(Protocol):
         """A short display name with every option that is not the default."""
 
 
+class OneEstimate:
+    """What an estimator without nested populations need not write."""
+
+    def estimate(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> GradientEstimate:
+        """One estimate."""
+        raise NotImplementedError
+
+    def estimates(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> list[GradientEstimate]:
+        """The estimate, alone in a list."""
+        return [self.estimate(objective, params, generator=generator)]
+
+
+class NestedEstimates:
+    """What an estimator with nested populations need not write."""
+
+    def estimate(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> GradientEstimate:
+        """The estimate of the largest population."""
+        return self.estimates(objective, params, generator=generator)[-1]
+
+    def estimates(
+        self, objective: Objective, params: Params, *, generator: torch.Generator
+    ) -> list[GradientEstimate]:
+        """One estimate for each nested population, smallest first."""
+        raise NotImplementedError
+
+
 def cosine(first: Tensor, second: Tensor) -> float:
     """Cosine of the angle between two tensors; NaN where one of them is zero.
 

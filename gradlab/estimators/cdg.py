@@ -25,13 +25,13 @@ from dataclasses import dataclass
 
 import torch
 
-from gradlab.estimators.base import GradientEstimate, above_zero, require_finite
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero, require_finite
 from gradlab.evaluation.population import Params, num_coordinates
 from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class CDG:
+class CDG(OneEstimate):
     """Central differences of width ``epsilon`` along every coordinate.
 
     Args:
@@ -57,12 +57,6 @@ class CDG:
             for name, difference in differences.items()
         }
         return GradientEstimate(gradient, forward_passes=2.0 * num_coordinates(params))
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``CDG``, with epsilon where it is not 0.1."""

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 
 from gradlab.binary.layers import Choice
-from gradlab.estimators.base import GradientEstimate, one_of, require_finite
+from gradlab.estimators.base import GradientEstimate, OneEstimate, one_of, require_finite
 from gradlab.estimators.mirrored import MEMBER_FLOATS, like
 from gradlab.estimators.ste import STE, surrogate_label
 from gradlab.evaluation import noise
@@ -45,7 +45,7 @@ DISTRIBUTIONS = ("normal", "rademacher")
 
 
 @dataclass(frozen=True)
-class ForwardGradient:
+class ForwardGradient(OneEstimate):
     """Directional derivatives of the surrogate network along random directions.
 
     Args:
@@ -83,12 +83,6 @@ class ForwardGradient:
         return GradientEstimate(
             like(total / self.directions, params), forward_passes=1.0 + self.directions
         )
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``forward gradient (1 direction) hardtanh``, with options that are not the default."""

@@ -40,7 +40,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.estimators.base import GradientEstimate, above_zero, require_finite
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero, require_finite
 from gradlab.estimators.mirrored import MEMBER_FLOATS, like, surroundings
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.population import Params
@@ -49,7 +49,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class GreedyDiscrete:
+class GreedyDiscrete(OneEstimate):
     """Minus the step that greedily combines the moves of single weights that lower the loss.
 
     Args:
@@ -122,12 +122,6 @@ class GreedyDiscrete:
         # a hair above, for a sum that would be the budget but for rounding
         budget = (self.epsilon / self.steps) ** 2 * (1 + 1e-9)
         return order[moves[order].square().cumsum(dim=0) <= budget]
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``greedy discrete``, with options that are not the default."""

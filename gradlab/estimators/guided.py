@@ -57,6 +57,7 @@ from torch import Tensor
 from gradlab.binary.layers import Choice
 from gradlab.estimators.base import (
     GradientEstimate,
+    NestedEstimates,
     above_zero,
     at_least_zero,
     one_of,
@@ -77,7 +78,7 @@ _INDEPENDENT = 1e-5
 
 
 @dataclass(frozen=True)
-class GuidedES:
+class GuidedES(NestedEstimates):
     """Evolution strategies guided by straight-through gradients.
 
     Args:
@@ -121,12 +122,6 @@ class GuidedES:
                 f'beta is {self.beta}: the unbiased form has no free factor; use form = "biased", '
                 "or leave beta out."
             )
-
-    def estimate(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> GradientEstimate:
-        """The estimate of the largest population."""
-        return self.estimates(objective, params, generator=generator)[-1]
 
     def estimates(
         self, objective: Objective, params: Params, *, generator: torch.Generator

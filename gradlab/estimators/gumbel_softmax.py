@@ -39,11 +39,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.binary import surrogates
-from gradlab.binary.layers import Choice, name_and_options
-from gradlab.estimators.base import GradientEstimate, above_zero, true_or_false
+from gradlab.binary.layers import Choice, choose
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero, true_or_false
 from gradlab.estimators.bernoulli import SignDistribution, label_of, sampled_estimate
-from gradlab.estimators.ste import surrogate_label
+from gradlab.estimators.ste import other_surrogate
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
@@ -67,7 +66,7 @@ class _Passed:
 
 
 @dataclass(frozen=True)
-class GumbelSoftmax:
+class GumbelSoftmax(OneEstimate):
     """Backpropagation through relaxed binary weights.
 
     Args:
@@ -93,8 +92,7 @@ class GumbelSoftmax:
         above_zero("sigma", self.sigma)
         above_zero("temperature", self.temperature)
         true_or_false("straight_through", self.straight_through)
-        name, options = name_and_options(self.surrogate)
-        surrogates.create(name, **options)
+        choose(self.surrogate)
 
     def estimate(
         self, objective: Objective, params: Params, *, generator: torch.Generator
@@ -103,9 +101,8 @@ class GumbelSoftmax:
         distribution = SignDistribution.of(
             objective, params, self.sigma, "gumbel_softmax", free=not self.straight_through
         )
-        name, options = name_and_options(self.surrogate)
-        activation = surrogates.create(name, **options)
-        weight = surrogates.create("identity") if self.straight_through else _Passed()
+        activation = choose(self.surrogate)
+        weight = choose("identity") if self.straight_through else _Passed()
         logit = distribution.log_probability(1) - distribution.log_probability(-1)
         binary, flat = distribution.binary, distribution.flat
 
@@ -134,16 +131,9 @@ class GumbelSoftmax:
             backward_passes=1.0,
         )
 
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
-
     def label(self) -> str:
         """``Gumbel-softmax 1``, the number of samples, with options that are not the default."""
         text = label_of("Gumbel-softmax", self.samples, self.sigma)
         text += "" if self.temperature == 0.5 else f" T={self.temperature:g}"
         text += " straight-through" if self.straight_through else ""
-        default = self.surrogate == "hardtanh"
-        return text + ("" if default else f" / {surrogate_label(self.surrogate)}")
+        return text + other_surrogate(self.surrogate)

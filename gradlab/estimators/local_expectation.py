@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.estimators.base import GradientEstimate, above_zero
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero
 from gradlab.estimators.bernoulli import (
     MEMBER_FLOATS,
     SignDistribution,
@@ -49,7 +49,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class LocalExpectation:
+class LocalExpectation(OneEstimate):
     """Exact expectations over one coordinate at a time, at sampled signs of the others.
 
     Args:
@@ -104,12 +104,6 @@ class LocalExpectation:
             gradient_at,
             forward_passes=1.0 + flips + 2.0 * (size - flips),
         )
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``local expectation 1``, the number of samples, with sigma where it is not 0.1."""

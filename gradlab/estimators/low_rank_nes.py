@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.estimators.base import GradientEstimate, above_zero, require_finite
+from gradlab.estimators.base import GradientEstimate, NestedEstimates, above_zero, require_finite
 from gradlab.estimators.mirrored import mirrored_estimates, nested_sizes
 from gradlab.evaluation import noise
 from gradlab.evaluation.population import Params
@@ -50,7 +50,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class LowRankNES:
+class LowRankNES(NestedEstimates):
     """Mirrored NES whose noise on matrices has low rank.
 
     Args:
@@ -70,12 +70,6 @@ class LowRankNES:
         nested_sizes(self.population)
         above_zero("sigma", self.sigma)
         positive_integer("rank", self.rank)
-
-    def estimate(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> GradientEstimate:
-        """The estimate of the largest population."""
-        return self.estimates(objective, params, generator=generator)[-1]
 
     def estimates(
         self, objective: Objective, params: Params, *, generator: torch.Generator

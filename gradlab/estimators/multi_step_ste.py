@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 
 from gradlab.binary.layers import Choice
-from gradlab.estimators.base import GradientEstimate, above_zero, require_finite
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero, require_finite
 from gradlab.estimators.ste import STE
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
@@ -38,7 +38,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class MultiStepSTE:
+class MultiStepSTE(OneEstimate):
     """The mean straight-through gradient along a path of short steps.
 
     Args:
@@ -78,12 +78,6 @@ class MultiStepSTE:
             forward_passes=float(self.steps),
             backward_passes=float(self.steps),
         )
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``multi-step STE hardtanh (5 steps)``, with options that are not the default."""

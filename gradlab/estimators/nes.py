@@ -44,6 +44,7 @@ from torch import Tensor
 
 from gradlab.estimators.base import (
     GradientEstimate,
+    NestedEstimates,
     above_zero,
     one_of,
     require_finite,
@@ -65,7 +66,7 @@ _NOISE_FLOATS = 2**22
 
 
 @dataclass(frozen=True)
-class NES:
+class NES(NestedEstimates):
     """Weight-space natural evolution strategies.
 
     Args:
@@ -135,12 +136,6 @@ class NES:
         """The nested population sizes."""
         sizes: Any = self.population
         return tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
-
-    def estimate(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> GradientEstimate:
-        """The estimate of the largest population."""
-        return self.estimates(objective, params, generator=generator)[-1]
 
     def estimates(
         self, objective: Objective, params: Params, *, generator: torch.Generator

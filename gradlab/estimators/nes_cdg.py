@@ -37,7 +37,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.estimators.base import GradientEstimate, above_zero
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero
 from gradlab.estimators.bernoulli import SignDistribution, label_of, sampled_estimate
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.population import Params
@@ -46,7 +46,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class NESCDG:
+class NESCDG(OneEstimate):
     """Coordinate differences at sampled signs, weighted by the density of a sign change.
 
     Args:
@@ -82,12 +82,6 @@ class NESCDG:
         return sampled_estimate(
             distribution, generator, self.samples, gradient_at, forward_passes=passes
         )
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``NES-CDG 1``, the number of samples, with sigma where it is not 0.1."""

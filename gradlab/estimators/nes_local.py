@@ -61,6 +61,7 @@ from gradlab._registry import unknown
 from gradlab.estimators import nes_local_module
 from gradlab.estimators.base import (
     GradientEstimate,
+    OneEstimate,
     above_zero,
     one_of,
     require_finite,
@@ -86,7 +87,7 @@ BASELINES = ("none", "noise_free", "mean_field")
 
 
 @dataclass(frozen=True)
-class NESLocal:
+class NESLocal(OneEstimate):
     """Score-function gradient with per-example noise on the pre-activations.
 
     Args:
@@ -209,12 +210,6 @@ class NESLocal:
                     forward += share * (1 if layer == 0 else self.passes)
                     backward += share * (1 if layer == 0 else self.passes)
         return forward, backward
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``local NES (2 passes)``, with options that are not the default."""

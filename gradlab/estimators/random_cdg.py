@@ -29,7 +29,13 @@ from dataclasses import dataclass
 
 import torch
 
-from gradlab.estimators.base import GradientEstimate, above_zero, require_finite, true_or_false
+from gradlab.estimators.base import (
+    GradientEstimate,
+    OneEstimate,
+    above_zero,
+    require_finite,
+    true_or_false,
+)
 from gradlab.estimators.mirrored import MEMBER_FLOATS, like, surroundings
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.noise import draw_key
@@ -39,7 +45,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class RandomCDG:
+class RandomCDG(OneEstimate):
     """Central differences along randomly chosen coordinates.
 
     Args:
@@ -81,12 +87,6 @@ class RandomCDG:
         if self.scaled:
             gradient *= size / chosen
         return GradientEstimate(like(gradient, params), forward_passes=2.0 * chosen)
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``random CDG (32 coordinates)``, with options that are not the default."""

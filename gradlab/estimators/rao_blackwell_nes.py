@@ -46,14 +46,14 @@ from dataclasses import dataclass
 
 import torch
 
-from gradlab.estimators.base import GradientEstimate, above_zero, one_of, true_or_false
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero, one_of, true_or_false
 from gradlab.estimators.bernoulli import check_population, label_of, score_estimate
 from gradlab.evaluation.population import Params
 from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class RaoBlackwellNES:
+class RaoBlackwellNES(OneEstimate):
     """NES of binary weights with Rao-Blackwellized scores.
 
     Args:
@@ -92,12 +92,6 @@ class RaoBlackwellNES:
             sigma=self.sigma,
             natural=self.gradient == "natural",
         )
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``RB-NES 500``, with options that are not the default."""

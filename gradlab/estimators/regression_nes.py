@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.estimators.base import GradientEstimate, require_finite
+from gradlab.estimators.base import GradientEstimate, NestedEstimates, require_finite
 from gradlab.estimators.empirical_fisher import _LARGEST, minimum_norm
 from gradlab.estimators.mirrored import MEMBER_FLOATS, like
 from gradlab.estimators.nes import NES
@@ -46,7 +46,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class RegressionNES:
+class RegressionNES(NestedEstimates):
     """Least squares of the losses on the noise of the weights.
 
     Args:
@@ -69,12 +69,6 @@ class RegressionNES:
 
     def _nes(self) -> NES:
         return NES(self.population, self.sigma, ridge=self.ridge, antithetic=self.antithetic)
-
-    def estimate(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> GradientEstimate:
-        """The estimate of the largest population."""
-        return self.estimates(objective, params, generator=generator)[-1]
 
     def estimates(
         self, objective: Objective, params: Params, *, generator: torch.Generator

@@ -32,14 +32,14 @@ from dataclasses import dataclass
 
 import torch
 
-from gradlab.estimators.base import GradientEstimate, above_zero, one_of
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero, one_of
 from gradlab.estimators.bernoulli import check_population, label_of, score_estimate
 from gradlab.evaluation.population import Params
 from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class REINFORCE:
+class REINFORCE(OneEstimate):
     """The score-function estimator of Bernoulli signs.
 
     Args:
@@ -75,12 +75,6 @@ class REINFORCE:
             sigma=self.sigma,
             baseline=self.baseline == "leave_one_out",
         )
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``REINFORCE 500``, with options that are not the default."""

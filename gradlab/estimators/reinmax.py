@@ -42,11 +42,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.binary import surrogates
-from gradlab.binary.layers import Choice, name_and_options
-from gradlab.estimators.base import GradientEstimate, above_zero
+from gradlab.binary.layers import Choice, choose
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero
 from gradlab.estimators.bernoulli import SignDistribution, label_of, sampled_estimate
-from gradlab.estimators.ste import surrogate_label
+from gradlab.estimators.ste import other_surrogate
 from gradlab.evaluation import population as pop
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
@@ -54,7 +53,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class ReinMax:
+class ReinMax(OneEstimate):
     """ReinMax for the signs of binary weights.
 
     Args:
@@ -80,16 +79,14 @@ class ReinMax:
             raise ValueError(
                 f"temperature is {self.temperature:g}: ReinMax takes a number of at least 1."
             )
-        name, options = name_and_options(self.surrogate)
-        surrogates.create(name, **options)
+        choose(self.surrogate)
 
     def estimate(
         self, objective: Objective, params: Params, *, generator: torch.Generator
     ) -> GradientEstimate:
         """One estimate."""
         distribution = SignDistribution.of(objective, params, self.sigma, "reinmax")
-        name, options = name_and_options(self.surrogate)
-        activation, weight = surrogates.create(name, **options), surrogates.create("identity")
+        activation, weight = choose(self.surrogate), choose("identity")
         plus, minus = (distribution.log_probability(sign) for sign in (1, -1))
         tempered = torch.sigmoid((plus - minus) / self.temperature)
 
@@ -115,15 +112,8 @@ class ReinMax:
             backward_passes=1.0,
         )
 
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
-
     def label(self) -> str:
         """``ReinMax 1``, the number of samples, with options that are not the default."""
         text = label_of("ReinMax", self.samples, self.sigma)
         text += "" if self.temperature == 1 else f" T={self.temperature:g}"
-        default = self.surrogate == "hardtanh"
-        return text + ("" if default else f" / {surrogate_label(self.surrogate)}")
+        return text + other_surrogate(self.surrogate)

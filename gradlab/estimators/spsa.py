@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlab.estimators.base import GradientEstimate, above_zero, require_finite
+from gradlab.estimators.base import GradientEstimate, NestedEstimates, above_zero, require_finite
 from gradlab.estimators.mirrored import mirrored_estimates, nested_sizes
 from gradlab.evaluation import noise
 from gradlab.evaluation import population as pop
@@ -41,7 +41,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class SPSA:
+class SPSA(NestedEstimates):
     """Simultaneous perturbation stochastic approximation of the gradient.
 
     Args:
@@ -59,12 +59,6 @@ class SPSA:
     def __post_init__(self) -> None:
         nested_sizes(self.population)
         above_zero("epsilon", self.epsilon)
-
-    def estimate(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> GradientEstimate:
-        """The estimate of the largest population."""
-        return self.estimates(objective, params, generator=generator)[-1]
 
     def estimates(
         self, objective: Objective, params: Params, *, generator: torch.Generator

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from gradlab.binary.stochastic_rounding import StochasticRounding
-from gradlab.estimators.base import GradientEstimate, above_zero, true_or_false
+from gradlab.estimators.base import GradientEstimate, OneEstimate, above_zero, true_or_false
 from gradlab.evaluation.noise import draw_key
 from gradlab.evaluation.population import Params
 from gradlab.models.mlp import positive_integer
@@ -31,7 +31,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class SRSTE:
+class SRSTE(OneEstimate):
     """Averaged gradients through stochastic rounding.
 
     Args:
@@ -70,12 +70,6 @@ class SRSTE:
         return GradientEstimate(
             total, forward_passes=float(self.samples), backward_passes=float(self.samples)
         )
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``sr-STE (10 samples)``, with options that are not the default."""

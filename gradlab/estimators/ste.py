@@ -32,7 +32,7 @@ import torch
 
 from gradlab.binary import surrogates
 from gradlab.binary.layers import Choice, name_and_options
-from gradlab.estimators.base import GradientEstimate
+from gradlab.estimators.base import GradientEstimate, OneEstimate
 from gradlab.estimators.matched import MatchedSmoothing, matched_gradient
 from gradlab.evaluation.noise import draw_key
 from gradlab.evaluation.population import Params
@@ -65,8 +65,17 @@ def surrogate_label(choice: Choice) -> str:
     return f"{name}({inside})" if inside else name
 
 
+def other_surrogate(choice: Choice) -> str:
+    """For labels: a surrogate behind a stroke, or nothing for the default one.
+
+    >>> other_surrogate("hardtanh"), other_surrogate("identity")
+    ('', ' / identity')
+    """
+    return "" if choice == "hardtanh" else f" / {surrogate_label(choice)}"
+
+
 @dataclass(frozen=True)
-class STE:
+class STE(OneEstimate):
     """Backpropagation with a surrogate derivative.
 
     Args:
@@ -104,12 +113,6 @@ class STE:
                 options["weight_surrogate"] = _build(self.weight_surrogate)
             gradient = objective.surrogate_gradient(params, surrogate, **options)
         return GradientEstimate(gradient, forward_passes=1.0, backward_passes=1.0)
-
-    def estimates(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> list[GradientEstimate]:
-        """The estimate, alone in a list."""
-        return [self.estimate(objective, params, generator=generator)]
 
     def label(self) -> str:
         """``STE hardtanh``, ``matched STE``, with options that are not the default."""

@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from gradlab.binary.layers import Choice
-from gradlab.estimators.base import GradientEstimate, finite, require_finite
+from gradlab.estimators.base import GradientEstimate, NestedEstimates, finite, require_finite
 from gradlab.estimators.nes import NES
 from gradlab.estimators.ste import STE, surrogate_label
 from gradlab.evaluation.population import Params
@@ -38,7 +38,7 @@ from gradlab.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class STEMeanNES:
+class STEMeanNES(NestedEstimates):
     """NES whose search distribution has its mean moved along the STE direction.
 
     Args:
@@ -67,12 +67,6 @@ class STEMeanNES:
 
     def _nes(self) -> NES:
         return NES(self.population, self.sigma, fitness=self.fitness, antithetic=self.antithetic)
-
-    def estimate(
-        self, objective: Objective, params: Params, *, generator: torch.Generator
-    ) -> GradientEstimate:
-        """The estimate of the largest population."""
-        return self.estimates(objective, params, generator=generator)[-1]
 
     def estimates(
         self, objective: Objective, params: Params, *, generator: torch.Generator
