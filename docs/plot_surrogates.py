@@ -5,6 +5,7 @@ python docs/plot_surrogates.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,13 @@ def _activation(name: str, forward: Axes, derivative: Axes) -> None:
 def plot() -> Figure:
     """One pair of panels for each surrogate and each activation of more than two levels."""
     names = [*SURROGATES, *ACTIVATIONS]
-    figure, grid = plt.subplots(4, 6, figsize=(13, 9.2), sharex=True, layout="constrained")
+    rows = math.ceil(len(names) / 3)
+    size = (13, 2.3 * rows)
+    figure, grid = plt.subplots(rows, 6, figsize=size, sharex=True, layout="constrained")
     panels = grid.reshape(-1, 2)
-    for name, (forward, derivative) in zip(names, panels, strict=True):
+    for spare in panels[len(names) :].flat:
+        spare.remove()
+    for name, (forward, derivative) in zip(names, panels, strict=False):
         (_activation if name in ACTIVATIONS else _surrogate)(name, forward, derivative)
         forward.set_title(name, loc="left", fontsize=10, fontweight="bold")
         derivative.set_title("derivative", loc="left", fontsize=9, color="0.35")

@@ -1,10 +1,12 @@
 """The look of every figure: one colour, marker and line per estimator, everywhere.
 
-CDG is black. Straight-through estimators are warm (red, gold, wine, pink), their matched form
-violet. Local NES is green and weight-space NES blue, darker with more samples. The colours stay
-apart under simulated deuteranopia, protanopia and tritanopia (tests/figures measures it), and
-marker, line style and lightness tell them apart in greyscale. Statistics live in
-``gradlab.reporting.summaries``; here there is only drawing.
+CDG is black and other differences are grey. Straight-through estimators are warm (red, gold, wine,
+pink), analytic ones violet, other ways to use a surrogate grey-green. Local NES is green and
+weight-space NES blue, darker with more samples; NES along chosen directions is plum. What samples
+binary weights is olive, what relaxes them lilac. Within a family and among those that share a panel
+(``KINDS``) colours stay apart under simulated deuteranopia, protanopia and tritanopia
+(tests/figures measures it), and marker, line style and lightness tell them apart in greyscale.
+Statistics live in ``gradlab.reporting.summaries``; here there is only drawing.
 """
 
 from __future__ import annotations
@@ -74,6 +76,47 @@ CDG = Style("#000000", "s", "-", 1.8)
 NES_SHADES = [(1.0, "#b9d9ef"), (2.7, "#8cc0e6"), (3.7, "#2f80d6"), (4.7, "#0e2f78")]
 LOCAL_SHADES = [(0.0, "#8be0bb"), (1.0, "#39c68b"), (3.0, "#12644a"), (5.0, "#06281d")]
 ROUNDING_SHADES = [(0.0, "#d9b98a"), (3.4, "#6b4a1b")]  # log2 of the samples
+NES_CURVE = Style("#2f80d6", "d", "nes")  # all its sizes as one curve
+KIN = {
+    "random_cdg": Style("#4a4a4a", "D", "nes"),
+    "spsa": Style("#7f7f7f", "o", "nes"),
+    "greedy_discrete": Style("#b9b9b9", "^", "nes"),
+    "psa": Style("#a98be8", "8"),
+    "moment_propagation": Style("#2b1d52", "P"),
+    "multi_step_ste": Style("#55685f", "<", "nes"),
+    "forward_gradient": Style("#a9c0bd", ">", "nes"),
+    "moment_nes": Style("#7fb800", "H", "local"),
+    "guided": Style("#400d29", "^", "local"),
+    "low_rank_nes": Style("#7a2459", "v", "local"),
+    "regression_nes": Style("#b04a86", "s", "local"),
+    "ste_mean_nes": Style("#d47fb0", "o", "local"),
+    "switching": Style("#f0b7d4", "X", "local"),
+    "reinforce": Style("#20270a", "o"),
+    "arm": Style("#414e10", "v"),
+    "disarm": Style("#66781c", "^"),
+    "rao_blackwell_nes": Style("#8c9f2e", "D"),
+    "local_expectation": Style("#b3c24f", "s"),
+    "nes_cdg": Style("#d3dd86", "p"),
+    "gumbel_softmax": Style("#6d3fa3", "<", "nes"),
+    "reinmax": Style("#bb8fe0", ">", "nes"),
+}
+"""Estimators that are drawn alike whatever their options; the families that they belong to are in
+:data:`gradlab.reporting.columns.FAMILIES`."""
+KINDS = {
+    "Finite differences": ("cdg", "differences"),
+    "Straight-through": ("ste", "rounding", "matched", "backward"),
+    "Evolution strategies": ("local", "nes", "directions"),
+    "Sampled binary weights": ("signs", "relaxed"),
+    "Others": ("other",),
+}
+"""Families that share a panel where there are too many for one."""
+_RELATIVES = {
+    "Other differences": ("differences",),
+    "Other uses of surrogates": ("backward",),
+    "NES along directions": ("directions",),
+    "Sampled binary weights": ("signs", "relaxed"),
+    "Other estimators": ("other",),
+}
 NES_MARKERS = {500: "<", 5_000: ">", 50_000: "d"}
 LOCAL_MARKERS = {1: "p", 2: "P", 8: "X", 20: "H"}
 # Methods with noise: colour, marker and line. Dropout is warm, what prunes is blue or green.
@@ -134,11 +177,15 @@ def style(estimator: str, surrogate: object = None, population: object = None,
     """The one style of an estimator; what we do not know gets a stable one from its label."""
     family = columns.family(estimator, surrogate, label)
     size, visits = columns.as_float(population), columns.as_float(passes)
+    if str(estimator) in KIN:
+        return KIN[str(estimator)]
     if family == "cdg":
         return CDG
     if family == "matched":
         return MATCHED
-    if family == "nes" and size > 0:
+    if family == "nes":
+        if not size > 0:
+            return NES_CURVE
         marker = NES_MARKERS.get(int(size), "<>d"[int(np.log10(size)) % 3])
         return Style(shade(np.log10(size), NES_SHADES), marker, "nes")
     if family == "local":
@@ -212,10 +259,11 @@ def pick(frame: pd.DataFrame, **keys: object) -> pd.DataFrame:
 
 
 def groupings(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """The three comparisons of the original study, each against CDG, and one for anything else.
+    """The three comparisons of the original study, each against CDG, and those of all others.
 
-    The sampled estimators; the straight-through surrogates; the contenders, one of each family.
-    Groups without a member beside CDG are left out; whatever fits nowhere forms a last group.
+    The sampled estimators; the straight-through surrogates; the contenders, one of each family;
+    then their relatives, family by family, and whatever fits nowhere. Groups without a member
+    beside CDG are left out.
     """
     known = columns.methods(frame)
     of = {name: list(known.index[known["family"] == name]) for name in known["family"].unique()}
@@ -231,8 +279,9 @@ def groupings(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
         (f"NES{against}", [*cdg, *nes]),
         (f"Straight-through{against}", [*cdg, *ste]),
         ("Contenders", [*cdg, *contenders]),
-        (f"Other estimators{against}", [*cdg, *of.get("other", [])]),
-    ]
+        *((f"{title}{against}", [*cdg, *(m for kind in kinds for m in of.get(kind, []))])
+          for title, kinds in _RELATIVES.items()),
+    ]  # fmt: skip
     listed = list(known.index)
     groups = [(title, sorted(set(members), key=listed.index)) for title, members in groups]
     kept = [(title, members) for title, members in groups if set(members) - set(cdg)]
@@ -249,6 +298,7 @@ def panels(
     height: float = 1.9,
     extra: float = 0.0,
     foot: float = 0.0,
+    least: float = 4.6,
     sharex: bool | str = False,
     sharey: bool | str = False,
 ) -> tuple[Figure, np.ndarray]:
@@ -261,10 +311,11 @@ def panels(
         height: likewise.
         extra: inches on the right, for a legend.
         foot: inches at the bottom, for a legend.
+        least: inches that the figure is wide at least.
         sharex: as matplotlib's ``subplots`` takes it.
         sharey: likewise.
     """
-    size = (max(4.6, cols * width + extra), max(2.6, rows * height + foot + 0.9))
+    size = (max(least, cols * width + extra), max(2.6, rows * height + foot + 0.9))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, cols, squeeze=False, sharex=sharex, sharey=sharey)
     sns.despine(figure)
@@ -383,8 +434,16 @@ def row_title(ax: Axes, words: str) -> None:
                 textcoords="offset points", ha="left", fontsize=8.5, fontweight="bold")  # fmt: skip
 
 
-def side_legend(ax: Axes, title: str | None = None, order: Iterable[str] = ()) -> None:
-    """The legend right of the last panel of a row; what ``order`` does not name comes last."""
+def side_legend(ax: Axes, title: str | None = None, order: Iterable[str] = (),
+                small: bool = False) -> None:  # fmt: skip
+    """The legend right of the last panel of a row; what ``order`` does not name comes last.
+
+    Args:
+        ax: the panel.
+        title: the legend's.
+        order: its entries.
+        small: for a low panel, or one that shares a column of a paper with its legend.
+    """
     handles, labels = ax.get_legend_handles_labels()
     first = {name: place for place, name in enumerate(order)}
     ranked = sorted(range(len(labels)), key=lambda i: first.get(labels[i], len(first)))
@@ -393,7 +452,8 @@ def side_legend(ax: Axes, title: str | None = None, order: Iterable[str] = ()) -
         title = "\n".join(textwrap.wrap(title, 26)) if title else None
         ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.03, 0.5), title=title,
                   title_fontproperties={"weight": "bold", "size": 7.5},
-                  borderaxespad=0, handlelength=2.6, alignment="left")  # fmt: skip
+                  borderaxespad=0, handlelength=2.6, alignment="left",
+                  **({"fontsize": 6.4, "labelspacing": 0.3} if small else {}))  # fmt: skip
 
 
 def legend_entries(ax: Axes, methods: Iterable[str], looks: Mapping[str, Style]) -> None:
@@ -423,9 +483,9 @@ def finish(
     return figure, frame
 
 
-def legend_width(labels: Iterable[str]) -> float:
+def legend_width(labels: Iterable[str], small: bool = False) -> float:
     """Inches that a legend beside a panel takes."""
-    return 0.65 + 0.062 * max(map(len, labels))
+    return 0.65 + (0.046 if small else 0.062) * max(map(len, labels))
 
 
 def legend_height(labels: Sequence[str], ncols: int = 1) -> float:

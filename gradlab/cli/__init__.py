@@ -20,6 +20,9 @@ from gradlab import __version__
 from gradlab.cli import sweeps, views  # noqa: F401
 
 # isort: split
+from gradlab.cli import compare  # noqa: F401
+
+# isort: split
 from gradlab.cli import data, training  # noqa: F401
 
 # isort: split

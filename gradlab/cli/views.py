@@ -1,4 +1,4 @@
-"""Commands that read results: export, compare, figures, report; and the list of names."""
+"""Commands that read results: export, figures, report; and the list of names."""
 
 from __future__ import annotations
 
@@ -30,39 +30,6 @@ def export(study: StudyArgument, results: Results = RESULTS) -> None:
 
     for path in reporting.export(study_folder(study, results)):
         typer.echo(path)
-
-
-@app.command(epilog="Example: gradlab compare results/quickstart elsewhere/quickstart")
-def compare(
-    left: Annotated[str, typer.Argument(metavar="A", help="A study's folder or name.")],
-    right: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
-    tolerance: Annotated[
-        float, typer.Option(min=0.0, help="Relative difference that counts as equal.")
-    ] = 0.0,
-    results: Results = RESULTS,
-    as_json: Json = False,
-) -> int:
-    """Say where two studies differ; exit status 1 if they do."""
-    from dataclasses import asdict
-
-    from gradlab.sweep.export import compare as compare_studies
-    from gradlab.sweep.units import counted
-
-    found = compare_studies(study_folder(left, results), study_folder(right, results), tolerance)
-    if as_json:
-        print_json({"same": found.same, **asdict(found)})
-        return 0 if found.same else 1
-    for side, count in ((left, found.only_left), (right, found.only_right)):
-        if count:
-            typer.echo(f"{counted(count, 'cell')} only in {side}")
-    for d in found.differences:
-        line = f"{d.table}.{d.column}: {d.differing:,} of {counted(d.rows, 'row')} differ"
-        if d.absolute is not None:
-            line += f" by at most {d.absolute:.3g} (relative {d.relative:.3g})"
-        typer.echo(line + (f", for example at {d.where}" if d.where else ""))
-    typer.echo(f"{counted(found.rows, 'row')} in both, "
-               f"{'all the same' if found.same else 'not the same'}.")  # fmt: skip
-    return 0 if found.same else 1
 
 
 @app.command(epilog="Example: gradlab figures quickstart best_loss_decrease")

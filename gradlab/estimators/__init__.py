@@ -25,10 +25,13 @@ from gradlab.estimators.guided import GuidedES
 from gradlab.estimators.gumbel_softmax import GumbelSoftmax
 from gradlab.estimators.local_expectation import LocalExpectation
 from gradlab.estimators.low_rank_nes import LowRankNES
+from gradlab.estimators.moment_nes import MomentNES
+from gradlab.estimators.moment_propagation import MomentPropagation
 from gradlab.estimators.multi_step_ste import MultiStepSTE
 from gradlab.estimators.nes import NES
 from gradlab.estimators.nes_cdg import NESCDG
 from gradlab.estimators.nes_local import NESLocal
+from gradlab.estimators.psa import PSA
 from gradlab.estimators.random_cdg import RandomCDG
 from gradlab.estimators.rao_blackwell_nes import RaoBlackwellNES
 from gradlab.estimators.regression_nes import RegressionNES
@@ -38,6 +41,7 @@ from gradlab.estimators.spsa import SPSA
 from gradlab.estimators.sr_ste import SRSTE
 from gradlab.estimators.ste import STE
 from gradlab.estimators.ste_mean_nes import STEMeanNES
+from gradlab.estimators.switching import Switching
 
 REGISTRY: Registry[Estimator] = Registry("estimator", group="gradlab.estimators")
 for _name, _factory in {
@@ -50,10 +54,13 @@ for _name, _factory in {
     "gumbel_softmax": GumbelSoftmax,
     "local_expectation": LocalExpectation,
     "low_rank_nes": LowRankNES,
+    "moment_nes": MomentNES,
+    "moment_propagation": MomentPropagation,
     "multi_step_ste": MultiStepSTE,
     "nes": NES,
     "nes_cdg": NESCDG,
     "nes_local": NESLocal,
+    "psa": PSA,
     "random_cdg": RandomCDG,
     "rao_blackwell_nes": RaoBlackwellNES,
     "regression_nes": RegressionNES,
@@ -63,6 +70,7 @@ for _name, _factory in {
     "sr_ste": SRSTE,
     "ste": STE,
     "ste_mean_nes": STEMeanNES,
+    "switching": Switching,
 }.items():
     REGISTRY.register(_name)(_factory)
 
@@ -76,6 +84,7 @@ LIST_OPTIONS = frozenset(
         ("regression_nes", "population"),
         ("spsa", "population"),
         ("ste_mean_nes", "population"),
+        ("switching", "population"),
     }
 )
 """Options whose value may itself be a list; in a sweep they are not an axis."""
@@ -86,6 +95,7 @@ __all__ = [
     "LIST_OPTIONS",
     "NES",
     "NESCDG",
+    "PSA",
     "REGISTRY",
     "REINFORCE",
     "SPSA",
@@ -100,6 +110,8 @@ __all__ = [
     "GumbelSoftmax",
     "LocalExpectation",
     "LowRankNES",
+    "MomentNES",
+    "MomentPropagation",
     "MultiStepSTE",
     "NESLocal",
     "OneEstimate",
@@ -108,6 +120,7 @@ __all__ = [
     "RegressionNES",
     "ReinMax",
     "STEMeanNES",
+    "Switching",
     "cosine",
     "create",
     "defaults",

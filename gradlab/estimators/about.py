@@ -38,12 +38,18 @@ ABOUT = {
                             "1 and 1 backward per sample"),
     "local_expectation": About(_SIGNS, "1 + d per sample"),
     "low_rank_nes": About("linear and quadratic losses", "P"),
+    "moment_nes": About(_SMOOTHED + ", nearly without noise", "about 3, and half as many "
+                        "backward"),
+    "moment_propagation": About("nearly the smoothed loss, without noise; exactly with "
+                                "one hidden layer", "2 to 3, and as many backward"),
     "multi_step_ste": About("nothing: the mean of STE gradients along a path",
                             "k and k backward"),
     "nes": About(_SMOOTHED + " (fitness raw or centered)", "P"),
     "nes_cdg": About(_SIGNS, "2d per sample"),
     "nes_local": About(_SMOOTHED + ", by noise of each example's own", "passes + 1, and part of a "
                        "backward"),
+    "psa": About("the smoothed loss in the last three layers; before them nearly so",
+                 "1 and 1 backward per pass, and an erf per connection"),
     "random_cdg": About("what cdg is (scaled)", "2k of d coordinates"),
     "rao_blackwell_nes": About(_SIGNS + ", with at most NES's variance", "P"),
     "regression_nes": About("linear losses exactly; the smoothed loss up to O(1/P)", "P"),
@@ -56,5 +62,7 @@ ABOUT = {
                  "1 and 1 backward"),
     "ste_mean_nes": About("the smoothed loss at the point an STE step away",
                           "P + 1 and 1 backward"),
+    "switching": About("nothing while STE's step lowers the loss; then the smoothed loss",
+                       "2 and 1 backward; where it switches P more"),
 }  # fmt: skip
 """Of every estimator of gradlab's own."""

@@ -59,7 +59,7 @@ class GreedyDiscrete(OneEstimate):
         steps: rounds among which epsilon is split.
 
     Raises:
-        ValueError: an option out of range, or a parameter is not finite.
+        ValueError: an option out of range, or a parameter or a loss is not finite.
     """
 
     epsilon: float = 0.1
@@ -108,6 +108,12 @@ class GreedyDiscrete(OneEstimate):
                     params, surroundings(params, torch.cat((trials, -trials)))
                 )
                 up, down = found.reshape(2, -1)
+                if found.isnan().any():
+                    # comparisons with it are false: it would pass for a loss that no move lowers
+                    raise ValueError(
+                        "the loss, or that of a single move, is NaN: estimate before the run "
+                        "diverges."
+                    )
                 best = torch.maximum(up, down).clamp_min(0)
                 decreases[index] = best
                 signs = torch.where(up >= down, 1.0, -1.0).double()

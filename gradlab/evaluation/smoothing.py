@@ -79,6 +79,23 @@ def _clip_moments(mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def slope(activation: Activation, mean: Tensor, spread: Tensor) -> Tensor:
+    """Derivative of the first moment in ``mean``, differentiable itself; arguments as there.
+
+    >>> from gradlab.binary import activations
+    >>> found = slope(activations.create("binary"), torch.zeros(1), torch.ones(1))
+    >>> round(float(found), 6) == round(math.sqrt(2 / math.pi), 6)
+    True
+    """
+    if activation.levels is None or activation.thresholds is None:
+        return _upper_tail(-mean / spread) - _upper_tail((1 - mean) / spread)
+    found = torch.zeros_like(mean)
+    steps = zip(activation.levels[:-1], activation.levels[1:], activation.thresholds, strict=True)
+    for low, high, threshold in steps:
+        found = found + (high - low) * _density((threshold - mean) / spread)
+    return found / spread
+
+
 def score(activation: Activation, mean: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
     r""":math:`E[\xi \mid a(z)] / s` at z = mean + spread·noise: the score of the mean.
 

@@ -91,6 +91,23 @@ NOISES = (
 )  # fmt: skip
 """Variational methods in the order in which they are listed, among what is no estimator."""
 STE_ORDER = ("hardtanh", "steep", "swish_sign", "polynomial", "identity", "relu")
+FAMILIES = {
+    "cdg": ("cdg",),
+    "differences": ("random_cdg", "spsa", "greedy_discrete"),
+    "ste": ("ste",),
+    "rounding": ("sr_ste",),
+    "matched": ("psa", "moment_propagation"),
+    "backward": ("multi_step_ste", "forward_gradient"),
+    "local": ("nes_local", "moment_nes"),
+    "nes": ("nes",),
+    "directions": ("guided", "low_rank_nes", "regression_nes", "ste_mean_nes", "switching"),
+    "signs": ("reinforce", "arm", "disarm", "rao_blackwell_nes", "local_expectation", "nes_cdg"),
+    "relaxed": ("gumbel_softmax", "reinmax"),
+    "other": (),
+}
+"""The families of estimators, and the estimators of each, in the order in which they are listed."""
+SIZES = ("population", "passes", "samples", "directions", "coordinates", "steps")
+"""Options that buy a better estimate of the same kind with more passes."""
 
 
 def varying(frame: pd.DataFrame, columns: list[str]) -> list[str]:
@@ -340,18 +357,22 @@ def reference_name(reference: str) -> str:
 def family(estimator: str, surrogate: object, label: str) -> str:
     """The family an estimator is drawn and talked about in.
 
-    One of cdg, ste, rounding (stochastic rounding), matched, local, nes, other.
+    cdg, differences (finite ones, along some coordinates or directions), ste, rounding (stochastic
+    rounding), matched (analytic: the smoothing's own derivative), backward (other ways to use a
+    surrogate), local, nes, directions (NES that chooses its directions, or where or when it
+    samples), signs (score functions and differences of sampled
+    binary weights), relaxed (backpropagation through them) or other: whatever FAMILIES does not
+    know, such as an installed package's.
 
     >>> family("ste", "matched", "matched STE"), family("nes_local", None, "local NES (2 passes)")
     ('matched', 'local')
-    >>> family("ste_mean_nes", "matched", "NES ahead of the STE")
-    'other'
+    >>> family("ste_mean_nes", "matched", "NES ahead of the STE"), family("wobble", None, "wobble")
+    ('directions', 'other')
     """
     name = str(estimator).lower()
     if name == "ste" and "matched" in f"{surrogate} {label}".lower():
         return "matched"
-    names = {"cdg": "cdg", "nes": "nes", "nes_local": "local", "sr_ste": "rounding", "ste": "ste"}
-    return names.get(name, "other")
+    return next((kind for kind, members in FAMILIES.items() if name in members), "other")
 
 
 def methods(frame: pd.DataFrame) -> pd.DataFrame:
@@ -366,8 +387,7 @@ def methods(frame: pd.DataFrame) -> pd.DataFrame:
     table = frame[columns].drop_duplicates("method").set_index("method")
     kinds = zip(table["estimator"], table["surrogate"], table["label"], strict=True)
     table["family"] = [family(*kind) for kind in kinds]
-    families = ("cdg", "ste", "rounding", "matched", "local", "nes", "other")
-    ranks = {name: rank for rank, name in enumerate(families)}
+    ranks = {name: rank for rank, name in enumerate(FAMILIES)}
 
     def position(method: str) -> tuple[Any, ...]:
         row: dict[str, Any] = dict(table.loc[method])
@@ -375,10 +395,13 @@ def methods(frame: pd.DataFrame) -> pd.DataFrame:
         ste = STE_ORDER.index(surrogate) if surrogate in STE_ORDER else len(STE_ORDER)
         name = str(row["estimator"])
         noise = NOISES.index(name) if name in NOISES else len(NOISES)
+        kin = FAMILIES[row["family"]]
+        place = kin.index(name) if name in kin else -1
         size = as_float(row["population"])
         natural = [(1, float(p), "") if re.fullmatch(r"[\d.]*\d", p) else (0, 0.0, p)
                    for p in re.split(r"(\d[\d.]*)", method.replace(",", ""))]  # fmt: skip
-        return ranks[row["family"]], noise, ste, 0.0 if math.isnan(size) else size, natural
+        known_size = 0.0 if math.isnan(size) else size
+        return ranks[row["family"]], noise, place, ste, known_size, natural
 
     return table.loc[sorted(table.index, key=position)]
 

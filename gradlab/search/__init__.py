@@ -1,8 +1,8 @@
-"""Whole searches: natural evolution strategies that adapt their mean and their width until done.
+"""Whole searches: evolution strategies that adapt their mean and width, and chains of samples.
 
 :mod:`gradlab.estimators` asks what one gradient is worth; here the same search distributions are
-optimized from start to end. A method is a frozen dataclass of options with pure functions over an
-explicit :class:`SearchState`:
+optimized from start to end, or weights are sampled by how low their loss is. A method is a frozen
+dataclass of options with pure functions over an explicit :class:`SearchState`:
 
 - ``state = method.initial(params, generator=generator)``
 - ``members = method.ask(state)``, the same members whenever asked
@@ -20,6 +20,8 @@ method          search distribution                            members from
 ``xnes``        a full covariance                              samples, or reused ones
 ``pgpe``        one standard deviation per coordinate          mirrored pairs
 ``gaussian_es`` one standard deviation, fixed                  mirrored pairs
+``metropolis``  exp(-loss/temperature), sampled                a random walk of chains
+``particles``   the same, annealed from a prior                a walk, resampled
 ==============  =============================================  ======================
 
 >>> import torch
@@ -38,6 +40,8 @@ from typing import Any
 from gradlab._registry import Registry
 from gradlab.search.gaussian_es import GaussianES
 from gradlab.search.loop import SearchMethod, Trace, TraceRow, advance, evaluate, minimize
+from gradlab.search.metropolis import Metropolis
+from gradlab.search.particles import Particles
 from gradlab.search.pgpe import PGPE
 from gradlab.search.snes import SNES
 from gradlab.search.state import SearchState
@@ -45,6 +49,8 @@ from gradlab.search.xnes import XNES
 
 REGISTRY: Registry[SearchMethod] = Registry("search method")
 REGISTRY.register("gaussian_es")(GaussianES)
+REGISTRY.register("metropolis")(Metropolis)
+REGISTRY.register("particles")(Particles)
 REGISTRY.register("pgpe")(PGPE)
 REGISTRY.register("snes")(SNES)
 REGISTRY.register("xnes")(XNES)
@@ -55,6 +61,8 @@ __all__ = [
     "SNES",
     "XNES",
     "GaussianES",
+    "Metropolis",
+    "Particles",
     "SearchMethod",
     "SearchState",
     "Trace",

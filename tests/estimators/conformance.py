@@ -14,6 +14,8 @@ from gradlab.objectives import TeacherStudent
 from tests.estimators.case import SIGMA, Case, as_layers, central_differences, natural, smoothed
 from tests.estimators.cases_bernoulli import CASES as BERNOULLI
 from tests.estimators.cases_directions import CASES as DIRECTIONS
+from tests.estimators.cases_psa import CASES as PSA
+from tests.estimators.cases_switching import CASES as SWITCHING
 
 __all__ = ["CASES", "LAYERS", "SIGMA", "Case", "as_layers", "toy"]
 
@@ -25,6 +27,13 @@ def ste(**options: Any) -> Case:
 def nes(population: Any = 500, referee: Any = None, **options: Any) -> Case:
     largest = population if isinstance(population, int) else population[-1]
     return Case("nes", {"population": population} | options, largest, 0.0, referee=referee)
+
+
+def moment_nes(draws: int = 2, **options: Any) -> Case:
+    # 16, 16 and 4 multiplications; the first layer is sampled, the last two are closed in form.
+    head, expansion = draws * 20, 3 * 20
+    products = options.get("passes", 1) * (16 + head + expansion) / 36
+    return Case("moment_nes", {"draws": draws} | options, products, products / 2, referee=smoothed)
 
 
 LAYERS = 3  # of the network with real weights below: two hidden and the output
@@ -72,6 +81,9 @@ CASES = [
     nes(sigma_gradient="log_sigma", gradient="natural"),
     nes(sigma_gradient="log_sigma", gradient="empirical_fisher", antithetic=False),
     Case("nes", {"population": 500}, 500.0, 0.0, referee=smoothed, weight="binary"),
+    Case("moment_propagation", {}, 76 / 36, 136 / 72, sampled=False),
+    moment_nes(),
+    moment_nes(1, passes=3),
     nes_local(),
     nes_local(5),
     nes_local(antithetic=False),
@@ -87,6 +99,8 @@ CASES = [
     Case("sr_ste", {"samples": 3, "temperature": 0.5, "unit_norm": False}, 3.0, 3.0),
     *BERNOULLI,
     *DIRECTIONS,
+    *PSA,
+    *SWITCHING,
 ]
 
 

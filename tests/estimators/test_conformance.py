@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +14,45 @@ from torch import Tensor
 
 from gradlab import estimators
 from gradlab.estimators import GradientEstimate
-from gradlab.evaluation import Params, noise
+from gradlab.evaluation import Params, Population, noise
 from gradlab.evaluation import population as pop
-from gradlab.objectives import TestFunction
+from gradlab.objectives import TeacherStudent, TestFunction
 from tests.estimators import referees
 from tests.estimators.conformance import CASES, SIGMA, Case, as_layers, toy
+from tests.estimators.sign_losses import SignTable
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
+Check = Callable[..., None]
+CHECKS: list[tuple[Check, Callable[[Case], bool]]] = []
+
+
+def runs_on(applies: Callable[[Case], bool]) -> Callable[[Check], Check]:
+    """Makes a check part of the battery, for those cases that it applies to."""
+
+    def decorate(check: Check) -> Check:
+        CHECKS.append((check, applies))
+        chosen = [case for case in CASES if applies(case)]
+        return pytest.mark.parametrize("case", chosen, ids=str)(check)
+
+    return decorate
+
+
+every_case = runs_on(lambda case: True)
+
+
+def pairs(cases: Iterable[Case]) -> list[Any]:
+    """Every check with every case that it applies to, for the tests of other packages."""
+    return [
+        pytest.param(check, case, id=f"{check.__name__.removeprefix('test_')}-{case}")
+        for case in cases
+        for check, applies in CHECKS
+        if applies(case)
+    ]
+
+
+def run(check: Check, case: Case | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call a check with what it asks for."""
+    given = {"case": case, "monkeypatch": monkeypatch}
+    check(**{name: given[name] for name in inspect.signature(check).parameters})
 
 
 @pytest.fixture(autouse=True)
@@ -112,9 +146,9 @@ def test_parameters_that_ask_for_gradients_give_the_same_numbers(case: Case) -> 
     assert identical(estimated, estimate(case))
 
 
-def exact_smoothed_loss(case: Case, params: Params) -> Tensor:
+def exact_smoothed_loss(case: Case, params: Params, widths: Params | None = None) -> Tensor:
     objective, _ = toy(case)
-    width = {name: torch.full_like(w, SIGMA).double() for name, w in params.items()}
+    width = widths or {name: torch.full_like(w, SIGMA).double() for name, w in params.items()}
     mean = {name: w.double() for name, w in params.items()}
     smoothed = referees.smoothed_loss
     if case.weight == "binary":
@@ -125,10 +159,15 @@ def exact_smoothed_loss(case: Case, params: Params) -> Tensor:
 @every_case
 def test_a_small_step_against_the_gradient_lowers_the_smoothed_loss(case: Case) -> None:
     _, params = toy(case)
-    gradient = estimate(case).gradient
-    norm = torch.stack([g.norm() for g in gradient.values()]).norm()
+    found, before = estimate(case), exact_smoothed_loss(case, params)
+    gradient = found.gradient
+    norm = referees.flat(gradient).norm()
     stepped = {name: w - 0.01 * gradient[name] / norm for name, w in params.items()}
-    assert exact_smoothed_loss(case, stepped) < exact_smoothed_loss(case, params)
+    assert exact_smoothed_loss(case, stepped) < before
+    if found.sigma_gradient is not None:
+        norm = referees.flat(found.sigma_gradient).norm()
+        widths = {n: SIGMA - 0.01 * g.double() / norm for n, g in found.sigma_gradient.items()}
+        assert exact_smoothed_loss(case, params, widths) < before
 
 
 @every_case
@@ -186,8 +225,16 @@ def test_labels_tell_apart_all_that_changes_the_gradient() -> None:
 
 
 @every_case
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_is_refused_or_passed_on(case: Case, bad: float) -> None:
+def test_nan_is_refused_or_passed_on(case: Case) -> None:
+    weight_is_refused_or_passed_on(case, float("nan"))
+
+
+@every_case
+def test_infinity_is_refused_or_passed_on(case: Case) -> None:
+    weight_is_refused_or_passed_on(case, float("inf"))
+
+
+def weight_is_refused_or_passed_on(case: Case, bad: float) -> None:
     objective, params = toy(case, batch_size=32)
     params["layers.0.weight"][0, 0] = bad
     estimator = estimators.create(case.name, **case.options)
@@ -203,7 +250,7 @@ def test_nan_is_refused_or_passed_on(case: Case, bad: float) -> None:
         assert not all(g.isfinite().all() for g in estimated.gradient.values())
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.referee is not None], ids=str)
+@runs_on(lambda case: case.referee is not None)
 def test_no_coordinate_is_biased(case: Case) -> None:
     # About 400 coordinates in all cases together, judged by t with 59 degrees of freedom: a sound
     # battery exceeds 4.5 somewhere once in 70 choices of seeds, and these seeds are fixed.
@@ -231,3 +278,107 @@ def test_estimators_that_need_no_layers_work_on_test_functions() -> None:
         assert estimators.cosine(estimated.gradient["x"], exact) > 0.99
     with pytest.raises(ValueError, match=r"^nes_local perturbs .* TestFunction is not: use nes\.$"):
         estimators.create("nes_local").estimate(objective, params, generator=torch.Generator())
+
+
+class LinearLoss(TestFunction):
+    """A sum c·x, of gradient c everywhere, whatever it is smoothed by."""
+
+    def __init__(self, *slope: float) -> None:
+        super().__init__("linear", num_dim=len(slope))
+        self.slope = torch.tensor(slope, dtype=torch.float64)
+
+    def loss(self, params: Params) -> Tensor:
+        return params["x"].double() @ self.slope
+
+    def losses(self, population: Population) -> Tensor:
+        return pop.members(population)["x"].double() @ self.slope
+
+    def surrogate_gradient(self, params: Params, surrogate: Any = None, **_: Any) -> Params:
+        return {"x": self.slope.clone()}
+
+
+@every_case
+def test_estimates_of_a_linear_loss_point_along_its_gradient(case: Case) -> None:
+    # Or say that they need layers or signs. No two slopes are alike, so that no coordinate passes
+    # for another, and they sum to little, so that no step along (1, …, 1) passes for guidance.
+    objective = LinearLoss(3.0, -2.2, 2.0, -3.2, 2.6)
+    params = objective.initial_params(0)
+    estimator = estimators.create(case.name, **case.options)
+    refusal, found = "", []
+    try:
+        found = referees.repeated_estimates(estimator, objective, params, 5)
+    except ValueError as error:
+        refusal = str(error)
+    if not found:
+        assert "LinearLoss" in refusal
+        return
+    gradients = torch.stack([estimated.gradient["x"] for estimated in found])
+    assert (gradients.dtype, gradients.shape) == (torch.float64, (5, 5))
+    # one or few whole moves are no more than roughly along it
+    least = 0.5 if case.name == "greedy_discrete" else 0.97
+    assert estimators.cosine(gradients.mean(dim=0), objective.slope) > least
+
+
+@runs_on(lambda case: case.referee is not None and "population" in case.options)
+def test_the_population_changes_the_spread_and_not_the_mean(case: Case) -> None:
+    # Two members, of which a baseline that is the mean of both would leave one half.
+    objective: TestFunction | SignTable = LinearLoss(1.0)
+    params = {"x": torch.tensor([0.05], dtype=torch.float64)}
+    if case.weight == "binary":
+        objective = SignTable(torch.tensor([-1.0, 1.0], dtype=torch.float64))
+        params = {"w": params["x"]}
+    means, variances = [], []
+    for size, seeds in ((2, 500), (64, 40)):
+        estimator = estimators.create(case.name, **case.options | {"population": size})
+        found = referees.repeated_estimates(estimator, objective, params, seeds)
+        sample = torch.cat([referees.flat(estimated.gradient) for estimated in found])
+        means.append(float(sample.mean()))
+        variances.append(float(sample.var()) / seeds)
+    error = sum(variances) ** 0.5
+    assert error < 0.1 * means[1]
+    assert abs(means[0] - means[1]) <= 4.5 * error + 1e-6 * means[1]
+
+
+@every_case
+def test_no_more_is_evaluated_than_is_counted(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = torch.zeros(2, dtype=torch.float64)
+
+    def count(method: str, passes: Callable[..., tuple[float, float]]) -> None:
+        original = getattr(TeacherStudent, method)
+
+        def counted(self: TeacherStudent, *arguments: Any, **options: Any) -> Any:
+            spent.add_(torch.tensor(passes(*arguments)))
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(TeacherStudent, method, counted)
+
+    objective, params = toy(case, batch_size=32)
+
+    def elsewhere(population: Population) -> tuple[float, float]:
+        # The loss at the parameters themselves is a by-product of any gradient there.
+        members = pop.flatten(pop.members(population), 1)
+        return float((members != pop.flatten(params)).any(dim=1).sum()), 0.0
+
+    count("losses", elsewhere)
+    count("decreases", lambda params, population: elsewhere(population))
+    count("surrogate_gradient", lambda params, *_: (1, 1))
+    count("coordinate_differences", lambda params, epsilon: (2 * pop.num_coordinates(params), 0))
+    estimated = estimators.create(case.name, **case.options).estimate(
+        objective, params, generator=torch.Generator().manual_seed(0)
+    )
+    assert spent[0] <= estimated.forward_passes
+    assert spent[1] <= estimated.backward_passes or case.name == "forward_gradient"  # as it says
+
+
+@every_case
+def test_a_loss_that_is_not_a_number_is_not_hidden(case: Case) -> None:
+    objective, params = toy(case, batch_size=32)
+    objective.targets[0] = float("nan")
+    assert objective.loss(params).isnan()
+    estimator, refusal, gradient = estimators.create(case.name, **case.options), "", torch.zeros(1)
+    try:
+        found = estimator.estimate(objective, params, generator=torch.Generator().manual_seed(0))
+        gradient = referees.flat(found.gradient)
+    except ValueError as error:
+        refusal = str(error)
+    assert "NaN" in refusal or not gradient.isfinite().all()

@@ -12,6 +12,10 @@ from tests.reporting import synthetic
 from tests.reporting.synthetic import CDG, LOCAL, MATCHED, NES, STES
 
 LRS = [0.01, 0.1, 1.0]
+KIN = [
+    {"estimator": "disarm", "label": f"DisARM {p}", "population": p, "quality": p / 2_000}
+    for p in (100, 1_000)
+]
 FEW = [CDG, STES[0], MATCHED, LOCAL[0], *NES[:2]]
 
 
@@ -39,6 +43,9 @@ FULL = {
     "loss_decrease_groups": falls, "loss_decrease_by_lr": falls, "best_loss_decrease": falls,
     "cosine_by_layer": lambda: synthetic.gradient_quality(FEW),
     "cosine_by_forward_passes": lambda: synthetic.gradient_quality(FEW),
+    "cost_quality": lambda: synthetic.gradient_quality([*FEW, *KIN]),
+    "cost_quality_seconds": lambda: synthetic.gradient_quality([*FEW, *KIN]),
+    "cost_decrease": falls,
     "trajectory": lambda: synthetic.trajectory([CDG, STES[0]], [8], steps=10),
     "hyperparameter": scales, "settings_comparison": fitness,
 }  # fmt: skip
@@ -227,6 +234,78 @@ def test_cost_is_forward_passes_and_ste_stands_at_one() -> None:
     assert cost["NES 5,000"] == 5_000
     assert "1 forward and 1 backward" in numbers.attrs["note"]
     assert figure.axes[0].get_xscale() == "log"
+
+
+def test_the_plane_joins_the_sizes_of_an_estimator_and_sorts_by_kind() -> None:
+    figure, numbers = laid_out("cost_quality", synthetic.gradient_quality([*FEW, *KIN]))
+    assert set(numbers["method"]) == {
+        "CDG", "STE hardtanh", "matched STE", "local NES (2 passes)", "NES", "DisARM",
+    }  # fmt: skip
+    assert set(numbers.loc[numbers["method"] == "NES", "size"]) == {"NES 500", "NES 5,000"}
+    titles = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert titles == [
+        "Finite differences", "Straight-through", "Evolution strategies", "Sampled binary weights",
+    ]  # fmt: skip
+    legends = [ax.get_legend().get_texts() for ax in figure.axes]
+    listed = [[text.get_text() for text in legend] for legend in legends]
+    assert listed[2:] == [["local NES (2 passes)", "NES"], ["DisARM"]]
+
+
+def test_the_planes_cost_is_passes_with_backward_ones_twice_or_seconds() -> None:
+    rows = synthetic.gradient_quality([STES[0], NES[0]])
+    for name, ste, nes in (
+        ("cost_quality", 1 + 2 * 1, 500),
+        ("cost_quality_seconds", 0.002, 0.002 * 500),
+    ):
+        _, numbers = draw(name, rows)
+        cost = numbers.set_index("method")["cost"]
+        assert cost["STE hardtanh"] == pytest.approx(ste)
+        assert cost["NES 500"] == pytest.approx(nes)
+    assert "counts as two" in draw("cost_quality", rows)[1].attrs["note"]
+
+
+def test_the_planes_means_are_those_of_the_hidden_layers() -> None:
+    rows = synthetic.gradient_quality([STES[0]])
+    _, numbers = draw("cost_quality", rows)
+    hidden = rows[rows["layer"] == "hidden"]["cosine"].mean()
+    assert numbers["mean"].tolist() == [pytest.approx(hidden)]
+
+
+def test_the_front_is_what_nothing_cheaper_surpasses() -> None:
+    # STE .9 at 3 passes, local NES .88 at 2, NES .25 at 500 and .6 at 5,000, CDG 1 at 6,208
+    rows = synthetic.gradient_quality([STES[0], LOCAL[0], *NES[:2], CDG], noise=0.0)
+    _, numbers = draw("cost_quality", rows)
+    assert set(numbers.loc[numbers["front"], "size"]) == {
+        "local NES (2 passes)", "STE hardtanh", "CDG",
+    }  # fmt: skip
+
+
+def test_the_plane_has_panels_for_students_and_num_dims() -> None:
+    rows = pd.concat(
+        synthetic.gradient_quality([CDG, STES[0]], num_dims=[8, 32], student=student)
+        for student in ("fresh", "converged (60 steps, 4096 examples)")
+    )
+    figure, numbers = laid_out("cost_quality", rows)
+    assert len(figure.axes) == 2 * 2 * 2  # kinds, students, num_dims
+    assert "Straight-through\nconverged student" in [
+        t.get_text() for a in figure.axes for t in a.texts
+    ]
+    assert "60 steps" in numbers.attrs["note"]  # and not in titles
+    figure, _ = laid_out("cost_quality", rows[rows["num_dim"] == 8])
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == [
+        "fresh student", "converged student",
+    ]  # fmt: skip
+
+
+def test_decreases_are_shares_of_cdgs_where_there_is_one() -> None:
+    figure, numbers = draw("cost_decrease", falls(noise=0.0))
+    share = numbers[numbers["num_dim"] == 8].set_index("size")["mean"]
+    assert share["STE hardtanh"] == pytest.approx(0.9)
+    assert "share of CDG" in figure.axes[0].get_ylabel()
+    rows = falls([STES[0]], noise=0.0, num_dims=[8])
+    figure, numbers = draw("cost_decrease", rows)
+    assert numbers["mean"].tolist() == [pytest.approx(rows["loss_decrease_fresh"].max())]
+    assert "(MSE)" in figure.axes[0].get_ylabel()
 
 
 def test_a_trajectory_shows_the_last_loss_within_each_budget() -> None:

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from figures import _style
+from gradlab.estimators.about import ABOUT
 from gradlab.reporting import columns
 from tests.reporting import synthetic
 
@@ -61,6 +62,41 @@ def test_every_estimator_has_its_own_marker() -> None:
     assert len(set(markers)) == len(markers)
 
 
+def of_kinds() -> dict[str, dict[str, _style.Style]]:
+    """Every estimator of gradlab, and the surrogates that have a colour, by kind."""
+    rows = [{"estimator": name, "label": name} for name in ABOUT if name != "ste"]
+    rows += [{"estimator": "ste", "label": s, "surrogate": s} for s in [*_style.STE, "matched"]]
+    frame = columns.annotate(pd.DataFrame(rows))
+    looks, known = _style.styles(frame), columns.methods(frame)["family"]
+    return {
+        kind: {name: look for name, look in looks.items() if known[name] in families}
+        for kind, families in _style.KINDS.items()
+    }
+
+
+def test_every_estimator_has_a_family_and_every_family_a_kind() -> None:
+    kinds = of_kinds()
+    assert kinds.pop("Others") == {}
+    assert sum(map(len, kinds.values())) == len(ABOUT) + len(_style.STE)
+    assert sorted(f for families in _style.KINDS.values() for f in families) == sorted(
+        columns.FAMILIES
+    )
+    looks = [(look.colour, look.marker) for kind in kinds.values() for look in kind.values()]
+    assert len(set(looks)) == len(looks)
+
+
+@pytest.mark.parametrize("vision", SIMULATED)
+def test_those_of_a_kind_stay_apart_for_every_kind_of_vision(vision: str) -> None:
+    for kind in of_kinds().values():
+        seen = {name: lab(look.colour, SIMULATED[vision]) for name, look in kind.items()}
+        for one, other in itertools.combinations(seen, 2):
+            apart = np.linalg.norm(seen[one] - seen[other])
+            # nearer ones need markers of their own
+            assert apart > 14 or (apart > 8 and kind[one].marker != kind[other].marker), (
+                one, other, apart,
+            )  # fmt: skip
+
+
 def test_an_estimator_looks_the_same_in_every_table() -> None:
     everything = shipped()
     for method in synthetic.METHODS:
@@ -108,6 +144,18 @@ def test_nothing_is_dropped_from_the_comparisons() -> None:
     frame = columns.annotate(synthetic.loss_decrease(methods, [2], 1, 1, [0.1]))
     drawn = {method for _, members in _style.groupings(frame) for method in members}
     assert drawn == {method["label"] for method in methods}
+
+
+def test_relatives_have_comparisons_of_their_own() -> None:
+    names = {"disarm": "DisARM 500", "guided": "guided ES 500", "spsa": "SPSA 500"}
+    relatives = [{"estimator": e, "label": label, "quality": 0.5} for e, label in names.items()]
+    methods = [synthetic.CDG, *relatives]
+    frame = columns.annotate(synthetic.loss_decrease(methods, [2], 1, 1, [0.1]))
+    assert dict(_style.groupings(frame)) == {
+        "Other differences against CDG": ["CDG", "SPSA 500"],
+        "NES along directions against CDG": ["CDG", "guided ES 500"],
+        "Sampled binary weights against CDG": ["CDG", "DisARM 500"],
+    }
 
 
 def test_one_estimator_is_one_group() -> None:

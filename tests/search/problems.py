@@ -71,4 +71,12 @@ METHODS: dict[str, SearchMethod] = {
     "gaussian_es momentum": search.GaussianES(
         population=20, optimizer="sgd", optimizer_options={"momentum": 0.9}
     ),
+    "metropolis": search.Metropolis(temperature=1e-3, sigma=0.03),
+    "metropolis tempered": search.Metropolis(
+        chains=3, temperature=[1e-3, 1e-2, 1e-1], sigma=0.03, prior_sigma=0.5
+    ),
+    "particles": search.Particles(population=30, temperature=1e-3, stages=8, prior_sigma=0.3),
+    "particles moved": search.Particles(
+        population=30, temperature=1e-3, stages=4, moves=3, prior_sigma=0.3, resample_below=1
+    ),
 }

@@ -150,7 +150,7 @@ def test_zero_generations_are_refused() -> None:
 
 
 def test_methods_are_created_by_name_and_slips_are_named() -> None:
-    assert search.names() == ["gaussian_es", "pgpe", "snes", "xnes"]
+    assert search.names() == ["gaussian_es", "metropolis", "particles", "pgpe", "snes", "xnes"]
     assert search.create("snes", sigma=0.2) == SNES(sigma=0.2)
     assert search.defaults("pgpe")["population"] == 20
     with pytest.raises(ValueError, match="unknown option of search method xnes 'sigm'"):

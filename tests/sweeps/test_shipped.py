@@ -17,10 +17,33 @@ __all__ = ["small_images"]
 
 SMALL = ["inits=1", "batches=1", "objective.num_dim=[2]", "objective.batch_size=256"]
 LRS = "settings.lr=[0.01, 0.3]"
+# Every estimator: small networks, few samples.
+SIZES = [f"estimators.{name}.population=[8, 16]" for name in
+         ("spsa", "nes", "guided", "low_rank_nes", "regression_nes", "ste_mean_nes",
+          "switching")]  # fmt: skip
+ALL = [
+    *SMALL,
+    "objective.num_dim=4",
+    "student.steps=3",
+    "student.batch_size=256",
+    *SIZES,
+    "estimators.random_cdg.coordinates=2",
+    "estimators.forward_gradient.directions=[1, 2]",
+]
+REAL = [*ALL, "estimators.nes_local.passes=[1, 2]", "estimators.moment_nes.passes=1"]
+SIGNS = [*ALL, "settings.reference_epsilon=1",
+         *(f"estimators.{name}.population=16" for name in
+           ("reinforce", "arm", "disarm", "rao_blackwell_nes")),
+         *(f"estimators.{name}.samples=2" for name in
+           ("local_expectation", "nes_cdg", "gumbel_softmax", "reinmax"))]  # fmt: skip
 TINY: dict[str, list[str]] = {
     "activation_bits": [*SMALL, "objective.num_dim=6"],
     "cost_quality": [*SMALL, "settings.reference_passes=4", "settings.repeats=2",
                      "estimators.nes.population=[8, 16]", "estimators.nes_local.passes=[1, 2]"],
+    **{f"cost_quality_all{size}": [*REAL, "settings.reference_passes=4"]
+       for size in ("", "_small")},
+    **{f"cost_quality_binary{size}": SIGNS for size in ("", "_small")},
+    **{f"cost_decrease_all{size}": [*REAL, LRS] for size in ("", "_small")},
     "epsilon_sigma": [*SMALL, LRS, "student.steps=3", "student.batch_size=256",
                       "estimators.nes.population=[16]", "estimators.nes_local.passes=2"],
     "final_weights": [*SMALL, LRS, "settings.final_samples=3", "estimators.nes.population=[16]"],
