@@ -102,15 +102,14 @@ def stacked(objective: TeacherStudent, estimates: list[GradientEstimate]) -> dic
 
 
 def own_cosine(rows: Tensor) -> float:
-    """Of one estimate to the expectation, from pairs of independent ones; NaN for none."""
+    """Of one estimate to the expectation, from pairs of independent ones; 0 where they disagree."""
     pairs = [cosine(rows[i], rows[j]) for i, j in combinations(range(len(rows)), 2)]
-    mean = statistics.fmean(pairs)
-    return math.sqrt(mean) if mean > 0 else math.nan
+    return math.sqrt(max(statistics.fmean(pairs), 0.0))
 
 
 def mean_cosine(rows: Tensor) -> float:
     """Of the mean of all estimates to the expectation, by their own agreement."""
-    one = own_cosine(rows)
+    one = max(own_cosine(rows), 1e-6)
     noise = (1 / one**2 - 1) / len(rows)
     return 1 / math.sqrt(1 + noise)
 
