@@ -77,6 +77,7 @@ def draw(
         notes: what else the reader must know.
     """
     frame, dropped = _brief(frame)
+    missing = sorted(means.loc[means["mean"].isna(), "size"].astype(str).unique())
     drawn = priced(means.assign(condition=means["condition"].map(dropped)), frame, plane)
     looks, known = _style.styles(frame), columns.methods(frame)
     kinds = {title: list(known.index[known["family"].isin(families)])
@@ -116,7 +117,8 @@ def draw(
             f"{said}." if said else "",
             "A backward pass counts as two forward ones." if plane.cost == PASSES else "",
             _notes.interval_note(drawn, drawn="Bands and vertical lines", seeds=False),
-            "Dashed: the best of all for the cost.", *notes,
+            "Dashed: the best of all for the cost. Equal costs are drawn side by side.",
+            f"Without a number: {', '.join(missing)}." if missing else "", *notes,
             *(f"{begin(words)}." for words in aside),
         ])  # fmt: skip
 
@@ -184,6 +186,8 @@ def _panel(
     ax: Axes, here: pd.DataFrame, members: list[str], looks: dict[str, _style.Style]
 ) -> None:
     ax.axhline(0, color=_style.FAINT, linewidth=0.7)
+    if here.empty:  # a study that is not finished
+        return
     front = here[here["front"]].sort_values("cost")
     ends = [*front["cost"], here["cost"].max()]
     ax.step(ends, [*front["mean"], front["mean"].iloc[-1]], where="post", color=_style.FAINT,

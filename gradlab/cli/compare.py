@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 WIDE = 120  # columns of a terminal in which the last column is words
 SORTS = {"cosine": "cosine", "passes": "forward_passes", "seconds": "seconds"}
 ALL = "all"
-_COMMA = re.compile(r",(?![^\[]*\])")  # but none inside a list
+_COMMA = re.compile(r",(?![^\[]*\])(?![^{]*\})")  # but none inside a list or a table
 _REFERENCES = {"real": "smoothed", "binary": "cdg"}  # the smoothed one needs real weights
 _MEASURED = ["cosine", "low", "high", "n", "norm_ratio", "sign_agreement", "forward_passes",
              "backward_passes", "seconds"]  # fmt: skip
@@ -106,7 +106,7 @@ def compare(
     cells, refused = _cells(problem, given or (), ALL if estimators is None else estimators)
     layers = _layers(cells[0].config["objective"]["depth"], layer or "hidden")
     by = SORTS[sort or "cosine"]
-    table = _measure(cells)
+    table = _measure(cells, refused if estimators == ALL else None)
     table = table.sort_values(by, ascending=by != "cosine", kind="stable", ignore_index=True)
     if csv is not None:
         from gradlab.reporting.tables import write_bytes
@@ -220,8 +220,11 @@ def _entry(text: str, names: Sequence[str]) -> dict[str, Any]:
     return entry
 
 
-def _measure(cells: Sequence[Cell]) -> pd.DataFrame:
-    """A row for every estimator and layer: means over inits, with an interval of the cosine."""
+def _measure(cells: Sequence[Cell], refused: dict[str, str] | None) -> pd.DataFrame:
+    """A row for every estimator and layer: means over inits, with an interval of the cosine.
+
+    Estimators that fail are added to ``refused``; where that is None, one is enough to give up.
+    """
     import pandas as pd
 
     from gradlab.estimators.about import ABOUT
@@ -238,9 +241,13 @@ def _measure(cells: Sequence[Cell]) -> pd.DataFrame:
         for cell in cells:
             outcome = run_cell(cell.hash, cell.config, scratch)
             if outcome.failure is not None:
+                name = cell.config["estimator"]["name"]
                 last = outcome.failure.strip().splitlines()[-1]
-                raise WorkError(f"{cell.config['estimator']['name']} failed ({last}): leave it "
-                                "out, or run it in a sweep to see more.")  # fmt: skip
+                if refused is None:
+                    raise WorkError(f"{name} failed ({last}): leave it out, or run it in a sweep "
+                                    "to see more.")  # fmt: skip
+                refused[name] = f"{name} failed ({last})."
+                continue
             rows += outcome.tables["gradient_quality"]
             progress.advance(1.0, outcome.provenance["seconds"], failed=False)
     frame = columns.annotate(pd.DataFrame(rows))
@@ -290,7 +297,7 @@ def _print(
         print_table(header, [[row["label"], claim(row["unbiased_for"]), *_numbers(row)]
                              for row in rows], left=2)  # fmt: skip
         typer.echo()
-    if not wide:
+    if letters and not wide:
         listed = "; ".join(f"({letter}) {words}" for words, letter in letters.items())
         _say(f"Unbiased for {listed}.")
     _say(f"{_setting(cell)} ({sample(float(table['n'].max()))}). norm: length, in units of the "
@@ -305,8 +312,17 @@ def _numbers(row: Mapping[Any, Any]) -> list[str]:
     known = row["low"] == row["low"]
     interval = f"{cosine(row['low'])} to {cosine(row['high'])}" if known else ""
     return [cosine(row["cosine"]), interval, number(row["norm_ratio"], 2),
-            f"{row['forward_passes']:,.0f}", f"{row['backward_passes']:,.0f}",
+            _passes(row["forward_passes"]), _passes(row["backward_passes"]),
             number(1000 * row["seconds"], 2)]  # fmt: skip
+
+
+def _passes(count: float) -> str:
+    """Whole passes as they are, parts of one with a decimal.
+
+    >>> _passes(1600.0), _passes(2.58)
+    ('1,600', '2.6')
+    """
+    return f"{count:,.0f}" if count == round(count) else f"{count:,.1f}"
 
 
 def _setting(cell: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ ABOUT = {
                             "1 and 1 backward per sample"),
     "local_expectation": About(_SIGNS, "1 + d per sample"),
     "low_rank_nes": About("linear and quadratic losses", "P"),
-    "moment_nes": About(_SMOOTHED + ", nearly without noise", "about 3, and half as many "
+    "moment_nes": About(_SMOOTHED + ", with less noise than nes_local", "about 3, and half as many "
                         "backward"),
     "moment_propagation": About("nearly the smoothed loss, without noise; exactly with "
                                 "one hidden layer", "2 to 3, and as many backward"),

@@ -311,7 +311,8 @@ def _checked(
                 f"where to search {option} of {name} is not known: "
                 f'give its range, options={{"{option}": (low, high)}}.'
             )
-        if len(found) != 2 or not finite(option, found[0]) < finite(option, found[1]):
+        pair = isinstance(found, tuple | list) and len(found) == 2
+        if not pair or not finite(option, found[0]) < finite(option, found[1]):
             raise ValueError(f"the range of {option} is {found!r}: give (low, high), low < high.")
         ranges[option] = (float(found[0]), float(found[1]))
         for end in ranges[option]:

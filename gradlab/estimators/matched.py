@@ -67,6 +67,16 @@ def require_layered(objective: Any, what: str) -> LayeredObjective:
     return objective
 
 
+def require_signs(objective: LayeredObjective, what: str) -> None:
+    """Refuse activations other than the sign at zero: the estimator flips signs."""
+    activation = objective.activation
+    if activation.levels != (-1.0, 1.0) or activation.thresholds != (0.0,):
+        raise ValueError(
+            f"{what} flips signs, and the activations of this network are others: use nes_local, "
+            'or activation = "binary".'
+        )
+
+
 def spread_of(activation: Activation, hidden: Tensor, sigma: float, first: bool) -> Tensor:
     """Sigma times the norm of each example's input, ``(B, 1)``; constant for ±1 inputs."""
     if not first and activation.levels == (-1.0, 1.0):

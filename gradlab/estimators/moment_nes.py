@@ -1,4 +1,4 @@
-r"""Moment NES: local NES whose noise is integrated nearly away, without a bias.
+r"""Moment NES: local NES with most of its noise integrated away, without a bias.
 
 The smoothed loss is that of NES and of :mod:`nes_local <gradlab.estimators.nes_local>`: weights
 N(μ, σ²), fresh noise for every example, so that a hidden unit is a sign with the mean
@@ -28,13 +28,14 @@ be the matched STE.
 
 (:math:`\hat G_{L+1} = F`, c the loss's curvature in y) is the reward of all earlier layers' scores
 and of its own. The linear term and the products of *different* units' deviations have mean zero
-given the layer below, so that they cost no bias, and the squared error is mostly such products:
-with them the reward's variance falls to a sixteenth of the loss's own at 32 units.
+given the layer below, so that they cost no bias, and the squared error is mostly such products.
 
 Unbiased for any network and any σ, for the approximation enters as a control variate only; where it
-is bad, the variance is large, and the split-half cosine says so. At 32 units in three hidden layers
-the gradient of a batch of 160,000 has a cosine of .99 to the exact one in every layer, for less
-than four passes (``benchmarks/moment_nes.py``).
+is bad, the variance is large, and the split-half cosine says so. With fresh weights and 32 or 64
+units in three hidden layers, the gradient of a batch of 160,000 has a cosine of .99 to the exact
+one in every layer, for less than four passes; that of a batch of 256 is still mostly noise in the
+first layers, where the biased :mod:`moment_propagation <gradlab.estimators.moment_propagation>` and
+the matched STE are better (``benchmarks/moment_nes.py``).
 
 Related: MuProp (Gu, Levine, Sutskever and Mnih 2016) expands around means without variances and
 to first order; local expectation gradients (Titsias and Lázaro-Gredilla 2015) flip every unit;
@@ -73,6 +74,7 @@ from gradlab.estimators.matched import (
     draw_noise,
     example_blocks,
     require_layered,
+    require_signs,
     spread_of,
 )
 from gradlab.estimators.moments import Expected, Weight, expected_losses
@@ -93,7 +95,8 @@ class MomentNES(OneEstimate):
     Args:
         sigma: standard deviation of every weight.
         passes: independent samples of all layers.
-        draws: samples of the last sampled layer in each pass, for one of the layers above.
+        draws: samples of the last sampled layer in each pass, for one of the layers before it; in
+            mirrored pairs.
         flip_every: one example of so many has a unit flipped in each earlier layer.
 
     Raises:
@@ -116,12 +119,7 @@ class MomentNES(OneEstimate):
     ) -> GradientEstimate:
         """The mean over passes."""
         layered = require_layered(objective, "moment_nes")
-        activation = layered.activation
-        if activation.levels != (-1.0, 1.0) or activation.thresholds != (0.0,):
-            raise ValueError(
-                "moment_nes knows the moments of sign activations alone: use nes_local, or "
-                'activation = "binary".'
-            )
+        require_signs(layered, "moment_nes")
         params = require_finite(params)
         key = draw_key(generator)
         size = len(layered.inputs)
@@ -212,10 +210,11 @@ class _Block:
         block: tuple[int, int],
     ) -> None:
         self.options, self.objective, self.key, self.block = options, objective, key, block
-        self.inputs = objective.inputs[block[0] : block[1]]
-        self.targets = objective.targets[block[0] : block[1]]
         self.names = objective.layer_names
         self.weights = [params[name] for name in self.names]
+        dtype = self.weights[0].dtype
+        self.inputs = objective.inputs[block[0] : block[1]].to(dtype)
+        self.targets = objective.targets[block[0] : block[1]].to(dtype)
         self.sampled = max(len(self.names) - 2, 0)
 
     def add_to(self, total: Params) -> None:
@@ -268,8 +267,10 @@ class _Block:
         draws = self.options.draws if layer == self.sampled - 1 else 1
         samples, scores = [], []
         for draw in range(draws):
-            pair = index * self.options.draws + draw
+            # mirrored pairs: what is even in the noise cancels from the scores
+            pair = index * self.options.draws + draw // 2
             noise = draw_noise(self.key, layer, pair, self.block, z.shape[1], z.device)
+            noise = -noise if draw % 2 else noise
             samples.append(activation.forward(z + spread * noise))
             scores.append(smoothing.score(activation, z, spread, noise))
         slope = smoothing.slope(activation, z, spread)

@@ -8,12 +8,12 @@ weights *and* of all units below it. The matched STE has the former alone, at sa
 
 Nothing is drawn, so that there is no variance, and the bias is what is left: none with one hidden
 layer of real weights, and the less, the wider the others are, because pre-activations are taken as
-normal and units as independent but for what the outputs see of them. At 32 units in three hidden
-layers the cosine to the smoothed gradient of a batch is .99 in every layer, however small the batch
-is, where unbiased estimates of the same cost need 100,000 examples (``benchmarks/moment_nes.py``).
-In 8 units it is .92 to .98, and **in three or four it may point anywhere**. To be rid of the bias,
-use :mod:`moment_nes <gradlab.estimators.moment_nes>`, which has this approximation as its control
-variate.
+normal and units as independent but for what the outputs see of them. At 32 and 64 units in three
+hidden layers, with fresh weights, the cosine to the smoothed gradient of a batch is about .99 in
+every layer, however small the batch is; with trained ones it falls to .96 where little of the
+gradient is left (``benchmarks/moment_nes.py``). **In three or four units it may point anywhere**.
+To be rid of the bias, use :mod:`moment_nes <gradlab.estimators.moment_nes>`, which has this
+approximation as its control variate.
 
 Any activation with moments will do, and weights may be binary: their signs have moments of their
 own. Pre-activations are then taken as normal in the first layer too, so that no depth is exact.
@@ -74,12 +74,19 @@ class MomentPropagation(OneEstimate):
                 f"{type(objective).__name__} is not: use ste."
             )
         params = require_finite(params)
-        binary, _ = binary_weights(objective)
+        binary, scaled = binary_weights(objective)
+        if scaled:
+            raise ValueError(
+                f"moment_propagation knows no scale of binary weights, which {min(scaled)} has: "
+                "use ste."
+            )
         leaves = {name: w.clone().requires_grad_() for name, w in params.items()}
         total = {name: torch.zeros_like(w) for name, w in params.items()}
         size = len(objective.inputs)
         for start, stop in example_blocks(size, objective.inputs):
-            inputs, targets = objective.inputs[start:stop], objective.targets[start:stop]
+            dtype = params[objective.layer_names[0]].dtype
+            inputs = objective.inputs[start:stop].to(dtype)
+            targets = objective.targets[start:stop].to(dtype)
             first, *later = (
                 Weight.of(leaves[name], self.sigma, binary=name in binary)
                 for name in objective.layer_names
@@ -90,14 +97,16 @@ class MomentPropagation(OneEstimate):
             gradients = torch.autograd.grad(losses.sum() / size, list(leaves.values()))
             for name, gradient in zip(leaves, gradients, strict=True):
                 total[name] += gradient
-        # behind the first layer means, variances and slopes of the outputs, each with two products
-        # on the way back
-        sizes = [params[name].numel() for name in objective.layer_names]
-        behind, extra = 3 * sum(sizes[1:]), sizes[0] * (objective.layer_names[0] in binary)
+        # behind the first layer means, variances and the slope of the outputs, each with two
+        # products on the way back; the variances of binary weights are another product
+        forward = backward = 0
+        for layer, name in enumerate(objective.layer_names):
+            products, size = (3 if layer else 1) + (name in binary), params[name].numel()
+            forward += products * size
+            backward += (2 * products if layer else products) * size
+        whole = sum(params[name].numel() for name in objective.layer_names)
         return GradientEstimate(
-            total,
-            forward_passes=(sizes[0] + extra + behind) / sum(sizes),
-            backward_passes=(sizes[0] + extra + 2 * behind) / (2 * sum(sizes)),
+            total, forward_passes=forward / whole, backward_passes=backward / (2 * whole)
         )
 
     def label(self) -> str:

@@ -48,8 +48,8 @@ adds up over that layer's units, there are no products, and no bias.)
 **Cost** in multiplications of matrices: one forward and one backward pass for each of ``passes``,
 which is what ``forward_passes`` and ``backward_passes`` count. Besides, it evaluates an error
 function for every connection behind the first layer, n² for an example and a layer where the
-matched STE has n, and these take most of the time: on one core about three times that of the
-matched STE at ``num_dim`` 8 and nine times at 32. Memory: blocks of examples, n² numbers for each.
+matched STE has n, and these take most of the time, the more, the wider the layers are. Memory:
+blocks of examples, n² numbers for each.
 
 Works on the perceptrons with real weights and sign activations.
 
@@ -77,6 +77,7 @@ from gradlab.estimators.matched import (
     closed_form_losses,
     draw_noise,
     require_layered,
+    require_signs,
     spread_of,
 )
 from gradlab.evaluation import population as pop
@@ -117,11 +118,7 @@ class PSA(OneEstimate):
     ) -> GradientEstimate:
         """The mean over ``passes`` sampled passes."""
         layered = require_layered(objective, "psa")
-        if layered.activation.levels != (-1.0, 1.0):
-            raise ValueError(
-                "psa flips signs, and the activation of this network has other levels: use "
-                'nes_local, or activation = "binary".'
-            )
+        require_signs(layered, "psa")
         params = require_finite(params)
         key = draw_key(generator)
         total = {name: torch.zeros_like(w) for name, w in params.items()}
@@ -243,7 +240,7 @@ def _losses_of_flips(
     size = torch.erf(moved, out=moved)
     means = (side[:, None, :] * weights[1]) @ size
     # the output layer's own noise, of every unit's square, and what is left of the hidden ones'
-    noise = sigma**2 * hidden.shape[1] + weights[1].square().sum(dim=1)[:, None]
+    noise = sigma**2 * weights[1].shape[1] + weights[1].square().sum(dim=1)[:, None]
     variances = noise - weights[1].square() @ size.square()
     pairs = [moment.transpose(1, 2).flatten(0, 1) for moment in (means, variances)]
     repeated = targets.repeat_interleave(hidden.shape[1], dim=0)

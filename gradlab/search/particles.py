@@ -67,8 +67,8 @@ class Particles(RandomWalk):
         temperature: T of the last target, in units of the loss.
         stages: number n of targets after the prior.
         power: how the inverse temperature grows: as the stage to this power.
-        moves: of each particle per stage; with real and binary weights at least two, which take
-            turns.
+        moves: of each particle per stage; with real and binary weights better two or more, which
+            take turns.
         resample_below: the least effective sample size, as a part of the population; 0 never
             resamples.
         sigma: standard deviation of a move of real weights, in units of the weights.

@@ -108,18 +108,22 @@ def run(
         # neither a wrong spec nor weights that do not fit leave a folder behind
         setup, state = prepare(spec, datasets)
         with _chosen_convolutions(setup.device):
-            if checkpoint.read(folder) is None:
+            fresh = not folder.exists()
+            if fresh:
                 initialize(setup, state)
             with _lock(folder):
-                notes = _begin(setup, state, folder)
+                notes = _begin(setup, state, folder, fresh)
                 return _Run(setup, state, folder, progress or _silent, notes).go(stop_after)
 
 
-def _begin(setup: Setup, state: State, folder: Path) -> list[str]:
+def _begin(setup: Setup, state: State, folder: Path, initialized: bool) -> list[str]:
     """Bring a fresh state to where the folder's run is; what to know about it."""
     found = checkpoint.read(folder)
     notes: list[str] = [] if found is None else list(found.facts["notes"])
-    if found is not None:
+    if found is None:
+        if not initialized:
+            initialize(setup, state)
+    else:
         _refuse_another_spec(found, setup.spec, folder)
         _refuse_other_images(found, setup, folder)
         checkpoint.restore(state, found)

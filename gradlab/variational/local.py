@@ -101,7 +101,7 @@ def _compiled(*tensors: Tensor) -> bool:
     first = tensors[0]
     return (
         all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-        and all(t.stride() == first.stride() for t in tensors)
+        and all(t.shape == first.shape and t.stride() == first.stride() for t in tensors)
         and dense(first)
         and not torch.compiler.is_compiling()
         and compiled_problem() is None
