@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -52,14 +53,14 @@ class Estimator(Protocol):
         """A short display name with every option that is not the default."""
 
 
-class OneEstimate:
+class OneEstimate(ABC):
     """What an estimator without nested populations need not write."""
 
+    @abstractmethod
     def estimate(
         self, objective: Objective, params: Params, *, generator: torch.Generator
     ) -> GradientEstimate:
         """One estimate."""
-        raise NotImplementedError
 
     def estimates(
         self, objective: Objective, params: Params, *, generator: torch.Generator
@@ -68,7 +69,7 @@ class OneEstimate:
         return [self.estimate(objective, params, generator=generator)]
 
 
-class NestedEstimates:
+class NestedEstimates(ABC):
     """What an estimator with nested populations need not write."""
 
     def estimate(
@@ -77,11 +78,11 @@ class NestedEstimates:
         """The estimate of the largest population."""
         return self.estimates(objective, params, generator=generator)[-1]
 
+    @abstractmethod
     def estimates(
         self, objective: Objective, params: Params, *, generator: torch.Generator
     ) -> list[GradientEstimate]:
         """One estimate for each nested population, smallest first."""
-        raise NotImplementedError
 
 
 def cosine(first: Tensor, second: Tensor) -> float:

@@ -10,6 +10,8 @@ import torch
 
 from gradlab import estimators
 from gradlab.estimators.base import (
+    NestedEstimates,
+    OneEstimate,
     above_zero,
     at_least_zero,
     cosine,
@@ -105,3 +107,11 @@ def test_names_and_refusals() -> None:
         estimators.create("nes_locl")
     for name, option in estimators.LIST_OPTIONS:
         assert option in estimators.defaults(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"), [(OneEstimate, "estimate"), (NestedEstimates, "estimates")]
+)
+def test_an_estimator_that_estimates_nothing_cannot_be_made(kind: type, missing: str) -> None:
+    with pytest.raises(TypeError, match=f"abstract method '?{missing}'?"):
+        type("Unfinished", (kind,), {})()
