@@ -108,9 +108,9 @@ class StochasticLayer(nn.Module):
         """As :meth:`apply_weights`, for more than one."""
         raise NotImplementedError
 
-    def local_draw(self, x: Tensor, variance: Tensor) -> Tensor:
-        """A draw of pre-activations, with the variances that those of the weights give them."""
-        mean = self.apply_weight(x, self.weight, self.bias)
+    def local_draw(self, x: Tensor, weight: Tensor, variance: Tensor) -> Tensor:
+        """A draw of pre-activations, with the moments that those of the weights give them."""
+        mean = self.apply_weight(x, weight, self.bias)
         return local_noise(mean, self.apply_weight(x * x, variance, None))
 
     def over_outputs(self, values: Tensor) -> Tensor:
@@ -185,9 +185,9 @@ def _state(parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
 class LinearMap(StochasticLayer, nn.Linear):
     """``torch.nn.Linear`` as a stochastic layer without noise."""
 
-    def local_draw(self, x: Tensor, variance: Tensor) -> Tensor:
+    def local_draw(self, x: Tensor, weight: Tensor, variance: Tensor) -> Tensor:
         """As everywhere, in one operation."""
-        return local_linear(x, self.weight, self.bias, variance)
+        return local_linear(x, weight, self.bias, variance)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``(…, in)`` to ``(…, out)``."""

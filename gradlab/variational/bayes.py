@@ -139,7 +139,7 @@ class _BayesByBackprop(StochasticLayer):
     def noisy_forward(self, x: Tensor) -> Tensor:
         """With a draw of weights, or of pre-activations."""
         if self.method.estimator == "local":
-            return self.local_draw(x, self._variance())
+            return self.local_draw(x, self.weight, self._variance())
         noise = self._draw(self.samples)
         if self.method.prior == "mixture" and torch.is_grad_enabled():
             self._noise = noise

@@ -35,6 +35,13 @@ Biases have no noise. The learned parameter is one of two:
 moves σ², not θ: the bounds are at ln(θ² + 1e-8) − 8 and + 8. (The 1e-8 keeps a weight of exactly
 zero from pulling its σ² to zero as well; it could never leave.)
 
+``removal`` says when a weight beyond the threshold stops to take part: "afterwards", when the
+network is pruned, or "while_training". Then it has neither mean nor variance from the moment at
+which its ln α crosses the threshold, and only the KL term still moves it, away from the network: no
+data brings it back. What is trained is what is kept, and removed weights add no noise, whereas
+afterwards thousands of them do until they are gone. (The authors' programs remove while training
+too, the means in linear layers and all in convolutions.)
+
 ``mode="faithful"`` does what the first comparison of these methods did, with two known mistakes.
 (1) Noise on pre-activations is no local reparameterization there: every output has a single α, its
 value is multiplied by 1 + √α ε, and the KL term counts once for each output instead of once for
@@ -77,6 +84,7 @@ from gradlab.variational.units import (
 
 NOISES = ("preactivations", "weights")
 PARAMETERIZATIONS = ("log_sigma2", "log_alpha")
+REMOVALS = ("afterwards", "while_training")
 INITIAL_LOG_SIGMA2 = -10.0
 # added to θ² wherever it is divided by, or its logarithm taken
 _SMALLEST_SQUARE = 1e-8
@@ -212,17 +220,31 @@ class Sparse(_Learned):
         mode: "correct" or "faithful", see the module's docstring. Noise on pre-activations is
             always parameterized by ln α in faithful mode.
         threshold: weights with ln α above it are removed by the mask.
+        removal: "afterwards" or "while_training", see the module's docstring.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range, or removal while training of outputs' noise.
     """
 
     threshold: float = 3.0
+    removal: str = "afterwards"
     units: ClassVar[type[SparseA]] = SparseA
 
     def __post_init__(self) -> None:
         super().__post_init__()
         finite("threshold", self.threshold)
+        one_of("removal", self.removal, REMOVALS)
+        if self.removes and self.on_outputs:
+            raise ValueError(
+                'removal = "while_training" is of weights, and with mode = "faithful" and '
+                'noise = "preactivations" the noise is on outputs: use mode = "correct" or '
+                'noise = "weights".'
+            )
+
+    @property
+    def removes(self) -> bool:
+        """Whether weights beyond the threshold take no part in training."""
+        return self.removal == "while_training"
 
     def of_outputs(self) -> SparseA:
         """The method with one α for each output, in faithful mode."""
@@ -257,10 +279,20 @@ class _WeightNoise(StochasticLayer):
 
     def noisy_forward(self, x: Tensor) -> Tensor:
         """With a draw of pre-activations, or of weights."""
+        kept = self._kept()
         if self.method.noise == "preactivations":
-            return self.local_draw(x, self._spread())
+            variance = self._spread()
+            if kept is not None:
+                variance = variance * kept
+            return self.local_draw(x, self.mean_weight(), variance)
         noise = standard_normal((self.samples, *self.weight.shape), self.weight)
-        return self.apply_weights(x, self.weight + self.deviation() * noise, self.bias)
+        drawn = self.weight + self.deviation() * noise
+        return self.apply_weights(x, drawn if kept is None else drawn * kept, self.bias)
+
+    def mean_weight(self) -> Tensor:
+        """θ, of the weights that are kept where others are removed while training."""
+        kept = self._kept()
+        return self.weight if kept is None else self.weight * kept
 
     def variance(self) -> Tensor:
         """σ² of every weight."""
@@ -303,6 +335,13 @@ class _WeightNoise(StochasticLayer):
         if not isinstance(self.method, Sparse):
             return None
         return self.log_alpha() <= self.method.threshold
+
+    @torch.no_grad()
+    def _kept(self) -> Tensor | None:
+        """Which weights take part in training, 1 or 0; None where all do."""
+        if not isinstance(self.method, Sparse) or not self.method.removes:
+            return None
+        return (self.log_alpha() <= self.method.threshold).to(self.weight.dtype)
 
     @torch.no_grad()
     def project(self) -> None:

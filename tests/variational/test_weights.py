@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradlab.variational.base import sampling
+from gradlab.variational.compression import pruned
 from gradlab.variational.kl import ard, log_uniform, log_uniform_cubic
 from gradlab.variational.methods import REGISTRY
 from gradlab.variational.units import HierarchicalA, SparseA, VariationalA
@@ -250,6 +251,62 @@ def test_masks() -> None:
     assert REGISTRY.create("gaussian_w").linear(2, 1).mask() is None
 
 
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("shape", ["linear", "conv2d"])
+def test_weights_removed_while_training_take_no_part(
+    shape: str, noise: str, parameterization: str
+) -> None:
+    torch.manual_seed(0)
+    options = {"noise": noise, "parameterization": parameterization}
+    made = [Sparse(removal=when, **options) for when in ("afterwards", "while_training")]
+    sizes, inputs = {"linear": ((6, 4), (50, 6)), "conv2d": ((2, 4, 3), (5, 2, 5, 5))}[shape]
+    all_take_part, layer = (getattr(method, shape)(*sizes) for method in made)
+    nn.init.uniform_(parameter(layer), -2, 6)
+    all_take_part.load_state_dict(layer.state_dict())
+    kept = layer.mask()
+    assert 0 < int(kept.sum()) < kept.numel()
+    with torch.no_grad():  # as good as without noise, where the other has none
+        all_take_part.weight.mul_(kept)
+        parameter(all_take_part)[~kept] = -60.0
+    x = torch.randn(inputs)
+    outputs = []
+    for each in (layer, all_take_part):
+        torch.manual_seed(1)
+        outputs.append(each(x))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+    outputs[0].square().sum().backward()
+    for each in (layer.weight, parameter(layer)):
+        assert each.grad is not None
+        assert (each.grad[~kept] == 0).all()
+        assert (each.grad[kept] != 0).all()
+    layer.zero_grad()
+    layer.kl().backward()
+    raw = parameter(layer).grad
+    assert raw is not None
+    assert (raw < 0).all(), "descent raises ln α of removed weights too"
+    layer.eval()
+    mean = layer(x)
+    with pruned(layer):
+        assert torch.equal(layer(x), mean)
+
+
+def test_what_the_divergence_alone_moves_stays_removed() -> None:
+    torch.manual_seed(0)
+    layer = Sparse(removal="while_training").linear(40, 30)
+    nn.init.uniform_(layer.log_sigma2, -8, 4)
+    removed = ~layer.mask()
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+    x = torch.randn(64, 40)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (layer(x).square().mean() + layer.kl() / 1000).backward()
+        optimizer.step()
+        layer.project()
+    assert int(removed.sum()) > 100
+    assert not layer.mask()[removed].any()
+
+
 def test_a_copy_and_a_plain_network_load() -> None:
     layer = uneven("sparse")[0][0]
     twin = copy.deepcopy(layer)
@@ -297,6 +354,12 @@ def test_any_shape(
         ("variational_b", {"initial": 1.0}, "initial is 1.0: give a log alpha from -8 to 0."),
         ("sparse", {"initial": -10.0, "mode": "faithful"}, "initial is -10.0: give a log alpha"),
         ("hierarchical", {"threshold": "3"}, "threshold is '3': give a finite number"),
+        ("sparse", {"removal": "training"}, "did you mean 'while_training'"),
+        (
+            "sparse",
+            {"removal": "while_training", "mode": "faithful"},
+            'removal = "while_training" is of weights',
+        ),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(
