@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from gradlab import __version__
+from gradlab._memory import keep_freed_memory
 
 # Importing them registers their commands, in the order in which --help lists them.
 from gradlab.cli import sweeps, views  # noqa: F401
@@ -38,6 +39,8 @@ from gradlab.cli.common import UsageError, WorkError, app
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
+    if arguments is None:  # the process is ours
+        keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     sys.exit(_status([a for a in arguments if a != "--debug"], debug))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradlab._memory import keep_freed_memory
 from gradlab.sweep import provenance
 from gradlab.sweep.cells import title
 
@@ -105,6 +106,7 @@ def start(driver: int) -> None:
     whose driver was killed ends itself: nobody is left to store what it would compute.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     if sys.platform != "win32":
         threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
 

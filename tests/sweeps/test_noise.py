@@ -23,7 +23,7 @@ FULL = {
 }  # fmt: skip
 ALONE = {
     "bayes_mnist_tempered", "sparse_lenet_300_100", "sparse_lenet_300_100_shifted",
-    "variational_cifar10_faithful", "variational_cifar10_four",
+    "sparse_lenet5_removal", "variational_cifar10_faithful", "variational_cifar10_four",
 }  # fmt: skip
 TINY = ["inits=1", "objective.batch_size=20", "settings.epochs=1", "settings.pretrain_epochs=0",
         "settings.examples=40", "settings.evaluation_examples=20"]  # fmt: skip
