@@ -23,11 +23,10 @@ from gradlab.binary.surrogates import Hardtanh, binarize, positive
 
 
 def _uniform(x: Tensor, generator: torch.Generator) -> Tensor:
-    # half-precision uniforms have too few values to compare with a probability
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    # drawn where the generator lives, so that every device sees the same bits
-    drawn = torch.rand(x.shape, generator=generator, dtype=dtype, device=generator.device)
-    return drawn.to(x.device)
+    # Drawn in float32 where the generator lives, so that every dtype and device sees the same bits;
+    # half-precision uniforms would have too few values to compare with a probability.
+    drawn = torch.rand(x.shape, generator=generator, dtype=torch.float32, device=generator.device)
+    return drawn.to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
 def _plus_where(uniform: Tensor, probability: Tensor, x: Tensor) -> Tensor:

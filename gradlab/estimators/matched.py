@@ -151,9 +151,9 @@ def matched_gradient(objective: Any, params: Params, sigma: float, key: int) -> 
     names = objective.layer_names
     leaves = {name: w.detach().clone().requires_grad_() for name, w in params.items()}
     total = {name: torch.zeros_like(w) for name, w in params.items()}
-    size = len(objective.inputs)
+    size, dtype = len(objective.inputs), next(iter(params.values())).dtype
     for a, b in example_blocks(size, objective.inputs):
-        hidden = objective.inputs[a:b]
+        hidden = objective.inputs[a:b].to(dtype)
         for layer, name in enumerate(names[:-2]):
             mean = hidden @ leaves[name].T
             spread = spread_of(activation, hidden, sigma, first=layer == 0)
@@ -165,7 +165,7 @@ def matched_gradient(objective: Any, params: Params, sigma: float, key: int) -> 
             objective,
             hidden,
             (leaves[names[-2]], leaves[names[-1]]),
-            objective.targets[a:b],
+            objective.targets[a:b].to(dtype),
             sigma,
             first=len(names) == 2,
         )

@@ -263,8 +263,9 @@ class _Block:
         self.perturbed = perturbed
         self.key = key
         self.block = block
-        self.inputs = objective.inputs[block[0] : block[1]]
-        self.targets = objective.targets[block[0] : block[1]]
+        dtype = next(iter(params.values())).dtype
+        self.inputs = objective.inputs[block[0] : block[1]].to(dtype)
+        self.targets = objective.targets[block[0] : block[1]].to(dtype)
         names = objective.layer_names
         self.conditioned = options.condition_last and names[-2] in perturbed
         self.sampled = names[:-2] if self.conditioned else names[:-1]

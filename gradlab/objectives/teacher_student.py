@@ -146,12 +146,12 @@ class TeacherStudent:
         # draws sees the batch whole: its scale may be the extremes of all pre-activations.
         whole = self.inputs.is_cuda or draws(surrogate, weight_surrogate)
         block = None if whole else max(1024, 2**18 // self.model.num_dim)
+        dtype = next(iter(params.values())).dtype
 
         def loss(leaves: Params, start: int, stop: int) -> Tensor:
-            outputs = self.model.surrogate_forward(
-                leaves, self.inputs[start:stop], surrogate, weight_surrogate
-            )
-            return (outputs - self.targets[start:stop]).square().sum() / size
+            inputs = self.inputs[start:stop].to(dtype)
+            outputs = self.model.surrogate_forward(leaves, inputs, surrogate, weight_surrogate)
+            return (outputs - self.targets[start:stop].to(dtype)).square().sum() / size
 
         return blocked_gradient(params, size, block, loss)
 

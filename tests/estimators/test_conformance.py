@@ -101,6 +101,21 @@ def test_gradient_is_finite_and_shaped_like_the_parameters(case: Case) -> None:
 
 
 @every_case
+def test_parameters_in_float64_give_the_same_gradient_in_float64(case: Case) -> None:
+    objective, params = toy(case)
+    estimator = estimators.create(case.name, **case.options)
+    found = [
+        parts(estimator.estimate(objective, point, generator=torch.Generator().manual_seed(0)))
+        for point in (params, {name: tensor.double() for name, tensor in params.items()})
+    ]
+    for single, double in zip(*found, strict=True):
+        assert {name: w.dtype for name, w in double.items()} == dict.fromkeys(single, torch.float64)
+        a, b = referees.flat(single), referees.flat(double)
+        # a pre-activation that rounds to the other side of zero is one of a thousand examples
+        assert float((a - b).norm()) <= 0.01 * float(b.norm()) + 1e-9
+
+
+@every_case
 def test_a_seed_fixes_the_estimate_and_another_changes_a_sampled_one(case: Case) -> None:
     first = estimate(case, seed=3)
     assert identical(first, estimate(case, seed=3))
