@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradlab.reporting import columns, findings_depth, published, summaries
+from gradlab.reporting import columns, findings_cost, findings_depth, published, summaries
 from gradlab.reporting.facets import whole_depth
 from gradlab.reporting.findings import Finding
 from gradlab.reporting.layers import (
@@ -46,6 +46,7 @@ def gradient_quality(table: pd.DataFrame) -> list[Finding]:
         *findings_depth.gradient_norms(frame),
         *_bits(frame),
         *_error(chosen, place + under),
+        *findings_cost.write(frame),
         *_against_published(table),
     ]
 
