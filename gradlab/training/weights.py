@@ -143,6 +143,8 @@ def build(
         else:
             model = variational.convert(model, table)
     load_weights(model, place)
+    if facts.get("changed"):
+        variational.project(model)  # another method may allow less noise
     return model.eval(), facts
 
 

@@ -143,6 +143,21 @@ def test_weights_of_sampled_weights_load_into_local_reparameterization(tmp_path:
         assert torch.equal(local.model.state_dict()[name], tensor)
 
 
+def test_noise_that_another_method_cannot_have_is_brought_into_its_range(tmp_path: Path) -> None:
+    run(spec(SPARSE, loop={"epochs": 1}), tmp_path, datasets=tiny.datasets())
+    change = ["variational.method.name=variational_b",
+              "variational.method.parameterization=log_sigma2"]  # fmt: skip
+    found = [training.build(tmp_path, overrides=overrides)[0] for overrides in ([], change)]
+    before, after = (variational.stochastic_layers(model)["classifier.0"] for model in found)
+    assert torch.equal(before.weight, after.weight)
+    with torch.no_grad():
+        kept, bounded = before.log_alpha(), after.log_alpha()
+    assert kept is not None
+    assert bounded is not None
+    assert float(kept.max()) > 0.1
+    torch.testing.assert_close(bounded, kept.clamp(max=0.0), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("file", "network", "words"), [
     ("bernoulli_weights", "sparse", "natural parameters of the method bernoulli_weights"),
     ("bernoulli_weights", None, "natural parameters of the method bernoulli_weights"),
