@@ -3,7 +3,8 @@
 CDG is black and other differences are grey. Straight-through estimators are warm (red, gold, wine,
 pink), analytic ones violet, other ways to use a surrogate grey-green. Local NES is green and
 weight-space NES blue, darker with more samples; NES along chosen directions is plum. What samples
-binary weights is olive, what relaxes them lilac. Within a family and among those that share a panel
+binary weights is olive, what relaxes them lilac; whole searches are blue and green, or yellow and
+magenta where they sample. Within a family and among those that share a panel
 (``KINDS``) colours stay apart under simulated deuteranopia, protanopia and tritanopia
 (tests/figures measures it), and marker, line style and lightness tell them apart in greyscale.
 Statistics live in ``gradlab.reporting.summaries``; here there is only drawing.
@@ -99,6 +100,12 @@ KIN = {
     "nes_cdg": Style("#d3dd86", "p"),
     "gumbel_softmax": Style("#6d3fa3", "<", "nes"),
     "reinmax": Style("#bb8fe0", ">", "nes"),
+    "snes": Style("#2f80d6", "o"),
+    "xnes": Style("#0e2f78", "D"),
+    "pgpe": Style("#12a27a", "^"),
+    "gaussian_es": Style("#8cc0e6", "d", "nes"),
+    "metropolis": Style("#a03a8c", "v", "local"),
+    "particles": Style("#e3b015", "s", "local"),
 }
 """Estimators that are drawn alike whatever their options; the families that they belong to are in
 :data:`gradlab.reporting.columns.FAMILIES`."""
@@ -107,6 +114,7 @@ KINDS = {
     "Straight-through": ("ste", "rounding", "matched", "backward"),
     "Evolution strategies": ("local", "nes", "directions"),
     "Sampled binary weights": ("signs", "relaxed"),
+    "Whole searches": ("search",),
     "Others": ("other",),
 }
 """Families that share a panel where there are too many for one."""
@@ -407,6 +415,15 @@ def log_axis(ax: Axes, axis: str = "x") -> None:
     if high < 30 * low:  # one or two powers of ten are too few labels
         target.set_major_locator(LogLocator(subs=(1, 2, 5)))
     target.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+
+
+def scale_axis(ax: Axes, scale: str, values: Iterable[float]) -> None:
+    """A logarithmic axis of an estimator's scale; thresholds are few enough to be named each."""
+    log_axis(ax)
+    if scale == "threshold":
+        ax.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".removeprefix("0")))
 
 
 def plain(value: float) -> str:

@@ -8,6 +8,7 @@ smaller by orders of magnitude. Estimators that have no scale are level lines.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,7 +100,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                     _style.dots(ax, one[scale], one["loss_decrease"], look)
                     _style.curve(ax, here, scale, look, hollow=hollow)
             _draw_level(ax, _style.pick(level, **keys), looks)
-            _style.log_axis(ax)
+            _style.scale_axis(ax, scale, means[scale])
         _layout.blank(axes, planned.panels)
         for column, name in enumerate(planned.columns):
             axes[0, column].set_title(name, loc="left")
@@ -112,7 +113,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
                 f"best loss decrease\n{_notes.loss_unit(frame).strip()}".strip()
             )
             if name:
-                _style.row_title(axes[row, 0], name)
+                _style.row_title(axes[row, 0], textwrap.fill(name, 24) if many else name)
         if many:
             _style.legend_entries(axes[0, -1], shown, looks)
             _style.side_legend(axes[0, -1])

@@ -141,6 +141,10 @@ def test_list_shows_options_with_their_defaults(call: Call) -> None:
     (line,) = [x for x in call("list", "objectives")[1].splitlines() if x.startswith("teacher")]
     assert "num_dim=…" in line
     assert "seed" not in line
+    listed = call("list", "searches")[1].splitlines()
+    (place,) = [i for i, line in enumerate(listed) if line.startswith("snes ")]
+    assert "sigma=0.1" in listed[place]
+    assert "natural gradient" in listed[place + 1]
     assert "quickstart\n" in call("list", "sweeps")[1]
     assert "best_loss_decrease\n" in call("list", "figures")[1]
 

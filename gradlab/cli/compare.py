@@ -33,7 +33,7 @@ WIDE = 120  # columns of a terminal in which the last column is words
 SORTS = {"cosine": "cosine", "passes": "forward_passes", "seconds": "seconds"}
 ALL = "all"
 _COMMA = re.compile(r",(?![^\[]*\])(?![^{]*\})")  # but none inside a list or a table
-_REFERENCES = {"real": "smoothed", "binary": "cdg"}  # the smoothed one needs real weights
+_REFERENCES = {"real": "smoothed", "binary": "cdg"}  # smoothing signs takes many draws
 _MEASURED = ["cosine", "low", "high", "n", "norm_ratio", "sign_agreement", "forward_passes",
              "backward_passes", "seconds"]  # fmt: skip
 

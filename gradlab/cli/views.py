@@ -61,9 +61,9 @@ def report(study: StudyArgument, results: Results = RESULTS) -> None:
 @app.command("list", epilog="Example: gradlab list estimators")
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="KIND", show_default=False,
-                                        help="estimators, methods, surrogates, objectives, "
-                                             "models, data, studies, sweeps, trainings or "
-                                             "figures.")],
+                                        help="estimators, methods, searches, surrogates, "
+                                             "objectives, models, data, studies, sweeps, "
+                                             "trainings or figures.")],
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """List what a spec can name, with options and defaults."""
@@ -80,10 +80,18 @@ def list_names(
         if kind == "estimators" and name in (about := _about_estimators()):
             typer.echo(f"    unbiased for {about[name].unbiased_for}; "
                        f"forward passes: {about[name].cost}")  # fmt: skip
+        if kind == "searches":
+            typer.echo(f"    {_about_searches()[name]}")
 
 
 def _about_estimators() -> dict[str, Any]:
     from gradlab.estimators.about import ABOUT
+
+    return ABOUT
+
+
+def _about_searches() -> dict[str, str]:
+    from gradlab.studies.searches import ABOUT
 
     return ABOUT
 
@@ -104,6 +112,7 @@ def _listing(kind: str) -> dict[str, dict[str, Any]]:
         "data": "gradlab.data",
         "estimators": "gradlab.estimators",
         "methods": "gradlab.variational",
+        "searches": "gradlab.studies.searches",
         "surrogates": "gradlab.binary.surrogates",
         "objectives": "gradlab.objectives",
         "models": "gradlab.models",

@@ -61,6 +61,7 @@ MEASUREMENTS = {
     "relative_variance_per_pass", "signal_to_noise", "bias_z", "gradient_variance",
     "compression", "last_val_accuracy", "last_val_loss", "last_sample_accuracy",
     "last_pruned_accuracy", "last_compression", "best_sample_accuracy", "best_pruned_accuracy",
+    "best_loss", "best_loss_fresh", "width_mean", "width_min", "width_max", "acceptance_rate",
     *(f"final_{kind}_{measure}" for kind in PREDICTIONS for measure in PREDICTED),
 }  # fmt: skip
 OPTIONS = {
@@ -68,8 +69,13 @@ OPTIONS = {
     "layers", "noise", "condition_last", "baseline", "ridge", "beta", "threshold", "temperature",
     "samples", "sigma_gradient", "weight_surrogate",
     "noise_scale",  # of gradient sources
+    # of searches
+    "learning_rate", "learning_rate_sigma", "learning_rate_shape", "importance_mixing",
+    "adaptation_sampling", "block_size", "baseline_decay", "normalized", "max_change",
+    "binary_weights", "chains", "stages", "power", "moves", "resample_below", "flips",
+    "descent_estimator",
     # of variational methods
-    "p", "side", "mode", "parameterization", "initial", "prior", "prior_sigma", "pi", "sigma1",
+    "p", "side", "mode", "parameterization", "removal", "initial", "prior", "prior_sigma", "pi", "sigma1",
     "sigma2", "initial_mean", "initial_rho", "bias_noise", "groups", "penalty", "droprate_init",
     "length_scale", "weight_regularizer", "dropout_regularizer", "largest_variance", "prediction",
     "bayes_by_backprop_estimator", "l0_weight_decay",
@@ -94,7 +100,7 @@ STE_ORDER = ("hardtanh", "steep", "swish_sign", "polynomial", "identity", "relu"
 FAMILIES = {
     "cdg": ("cdg",),
     "differences": ("random_cdg", "spsa", "greedy_discrete"),
-    "ste": ("ste",),
+    "ste": ("ste", "descent"),
     "rounding": ("sr_ste",),
     "matched": ("psa", "moment_propagation"),
     "backward": ("multi_step_ste", "forward_gradient"),
@@ -103,6 +109,7 @@ FAMILIES = {
     "directions": ("guided", "low_rank_nes", "regression_nes", "ste_mean_nes", "switching"),
     "signs": ("reinforce", "arm", "disarm", "rao_blackwell_nes", "local_expectation", "nes_cdg"),
     "relaxed": ("gumbel_softmax", "reinmax"),
+    "search": ("snes", "xnes", "pgpe", "gaussian_es", "metropolis", "particles"),
     "other": (),
 }
 """The families of estimators, and the estimators of each, in the order in which they are listed."""
@@ -361,8 +368,8 @@ def family(estimator: str, surrogate: object, label: str) -> str:
     rounding), matched (analytic: the smoothing's own derivative), backward (other ways to use a
     surrogate), local, nes, directions (NES that chooses its directions, or where or when it
     samples), signs (score functions and differences of sampled
-    binary weights), relaxed (backpropagation through them) or other: whatever FAMILIES does not
-    know, such as an installed package's.
+    binary weights), relaxed (backpropagation through them), search (a whole one) or other: whatever
+    FAMILIES does not know, such as an installed package's.
 
     >>> family("ste", "matched", "matched STE"), family("nes_local", None, "local NES (2 passes)")
     ('matched', 'local')

@@ -36,6 +36,7 @@ BY_KIND = {
                       "hyperparameter", "settings_comparison"],
     "gradient_quality": ["gradient_by_depth", "cosine_by_layer", "cosine_by_forward_passes"],
     "trajectory": ["trajectory"],
+    "search_run": ["search_progress"],
     "training_run": ["training_curves", "accuracy_by_weight_decay"],
     "variational_run": ["accuracy_by_method", "training_curves", "sparsity", "error_by_compression",
                         "log_alpha", "kept_inputs"],

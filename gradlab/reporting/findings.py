@@ -42,12 +42,14 @@ def write(tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
         findings_variance,
         findings_variational,
         noise,
+        searches,
     )
 
     kinds: dict[str, Callable[[pd.DataFrame], list[Finding]]] = {
         "loss_decrease": findings_decrease.loss_decrease,
         "gradient_quality": findings_gradient.gradient_quality,
         "trajectory": findings_trajectory.trajectory,
+        "search_run": lambda t: findings_trajectory.trajectory(searches.as_trajectories(t)),
         "training_result": findings_training.training_result,
         "loss_slice_slopes": findings_slice.slopes,
         "gradient_variance": findings_variance.gradient_variance,

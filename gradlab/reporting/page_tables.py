@@ -75,6 +75,7 @@ def grids(summary: Mapping[str, pd.DataFrame]) -> list[Grid]:
         "loss_decrease": _loss_decrease,
         "gradient_quality": _gradient_quality,
         "trajectory": _trajectory,
+        "search_run": _trajectory,
         "training_result": _training_result,
         "layer_sparsity": _layer_sparsity,
         "gradient_variance": _gradient_variance,

@@ -19,6 +19,7 @@ from gradlab.reporting import (
     published_ranking,
     published_variational,
     runs,
+    searches,
     summaries,
 )
 from gradlab.reporting.facets import whole_depth, without_num_dim
@@ -60,6 +61,7 @@ def summarize(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "loss_decrease": loss_decrease,
         "gradient_quality": gradient_quality,
         "trajectory": trajectory,
+        "search_run": lambda table: trajectory(searches.as_trajectories(table)),
         "training_result": training_result,
         "layer_sparsity": layer_sparsity,
         "gradient_variance": gradient_variance,

@@ -100,6 +100,10 @@ class GaussianES:
         """The standard deviation."""
         return float(self.sigma)
 
+    def widths(self, state: SearchState) -> Tensor:
+        """The standard deviation, ``(1,)`` float64."""
+        return state.spread
+
     def ask(
         self, state: SearchState, start: int = 0, stop: int | None = None
     ) -> GaussianPopulation:

@@ -35,6 +35,9 @@ class SearchMethod(Protocol):
     def sigma_of(self, state: SearchState) -> float:
         """Width of the search distribution, in units of the parameters."""
 
+    def widths(self, state: SearchState) -> Tensor:
+        """Its principal standard deviations, flat: one number where all are the same."""
+
 
 @dataclass(frozen=True)
 class TraceRow:

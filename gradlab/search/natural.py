@@ -118,6 +118,10 @@ class NaturalSearch(ABC):
     def _log_scale(self, spread: Tensor) -> Tensor:
         """Logarithm of the product of a block's principal standard deviations."""
 
+    def _principal(self, spread: Tensor) -> Tensor:
+        """A block's principal standard deviations."""
+        return spread
+
     @abstractmethod
     def _step(self, spread: Tensor, first: Tensor, second: Tensor, rate: float) -> Step:
         """The step of a block along the natural gradients of its mean and width."""
@@ -150,6 +154,11 @@ class NaturalSearch(ABC):
         if self._matrix:
             parts = [state.spread[place] for _, place in self._layout(state)]
         return math.exp(sum(float(self._log_scale(part)) for part in parts) / len(state.mean))
+
+    def widths(self, state: SearchState) -> Tensor:
+        """The search distribution's principal standard deviations, ``(d,)`` float64."""
+        parts = [self._principal(state.spread[place]) for _, place in self._layout(state)]
+        return torch.cat(parts)
 
     def ask(self, state: SearchState, start: int = 0, stop: int | None = None) -> Params:
         """Members ``start`` … ``stop - 1`` of those that need a loss now; all of them by default.

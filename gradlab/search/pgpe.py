@@ -103,6 +103,10 @@ class PGPE:
         """Geometric mean of the standard deviations."""
         return math.exp(float(state.spread.log().mean()))
 
+    def widths(self, state: SearchState) -> Tensor:
+        """The standard deviations, ``(d,)`` float64."""
+        return state.spread
+
     def ask(self, state: SearchState, start: int = 0, stop: int | None = None) -> Params:
         """Members ``start`` … ``stop - 1`` of the next generation, all by default.
 

@@ -96,6 +96,10 @@ class RandomWalk:
         """Standard deviation of a move of real weights."""
         return float(self.sigma)
 
+    def widths(self, state: SearchState) -> Tensor:
+        """The standard deviation of a move of real weights, ``(1,)`` float64."""
+        return state.spread.reshape(1)
+
     def size(self, state: SearchState) -> int:
         """How many points walk."""
         raise NotImplementedError

@@ -91,6 +91,10 @@ class XNES(NaturalSearch):
         logarithm: Tensor = torch.linalg.slogdet(_square(spread)).logabsdet
         return logarithm
 
+    def _principal(self, spread: Tensor) -> Tensor:
+        found: Tensor = torch.linalg.svdvals(_square(spread))
+        return found
+
     def _step(self, spread: Tensor, first: Tensor, second: Tensor, rate: float) -> Step:
         root = _square(spread)
         size = second.trace() / len(first)

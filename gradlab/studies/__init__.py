@@ -26,13 +26,14 @@ from gradlab.studies.gradient_quality import GradientQuality
 from gradlab.studies.gradient_variance import GradientVariance
 from gradlab.studies.loss_decrease import LossDecrease
 from gradlab.studies.loss_slice import LossSlice
+from gradlab.studies.search_run import SearchRun
 from gradlab.studies.training_run import TrainingRun
 from gradlab.studies.trajectory import Trajectory
 from gradlab.studies.variational_run import VariationalRun
 
 REGISTRY: Registry[Study] = Registry("study", group="gradlab.studies")
 for _study in (
-    GradientQuality, GradientVariance, LossDecrease, LossSlice, TrainingRun, Trajectory,
+    GradientQuality, GradientVariance, LossDecrease, LossSlice, SearchRun, TrainingRun, Trajectory,
     VariationalRun,
 ):  # fmt: skip
     REGISTRY.register(_study.name)(_study)

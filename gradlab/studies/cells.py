@@ -14,7 +14,7 @@ from gradlab.estimators import GradientEstimate
 from gradlab.estimators.ste import surrogate_label
 from gradlab.objectives import Objective
 from gradlab.objectives.network_state import require_images
-from gradlab.studies import networks, noise_gradients
+from gradlab.studies import networks, noise_gradients, searches
 from gradlab.studies.base import Cell, Row
 from gradlab.studies.base import derived_seed as derived_seed
 
@@ -221,7 +221,7 @@ def key_columns(
 
 
 def label_of(cell: Cell, options: Row | None = None) -> str:
-    """The display name of the cell's estimator or variational method.
+    """The display name of the cell's estimator, variational method or search.
 
     Args:
         cell: the cell.
@@ -234,6 +234,8 @@ def label_of(cell: Cell, options: Row | None = None) -> str:
         home = variational.label
     elif cell.get("study") == "gradient_variance":
         home = noise_gradients.label
+    elif cell.get("study") == "search_run":
+        home = searches.label
     return home(name, options)
 
 

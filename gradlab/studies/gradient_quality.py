@@ -2,7 +2,10 @@ r"""How good an estimated gradient is, layer by layer, against a named reference
 
 The reference is the coordinate discrete gradient (``cdg``, of half-width ``reference_epsilon``) or
 the converged gradient of the smoothed loss (``smoothed``, of width ``reference_sigma``): the mean
-of two independent local-NES estimates, whose agreement is the reference's own split-half cosine.
+of two independent estimates, whose agreement is the reference's own split-half cosine. These are
+local NES's, but where a teacher-student network has binary weights, and the smoothing is one of
+their signs: there they are local expectation gradients, every binary weight's own expectation exact
+at each draw of the others, by sparse flips (:mod:`gradlab.estimators.nes_cdg`).
 
 Rows are per repeat and layer; ``hidden`` joins the hidden layers, ``all`` joins everything;
 ``gradient_norm`` and ``reference_norm`` are lengths, and of a network ``depth_index`` counts
@@ -43,7 +46,8 @@ class GradientQualitySettings(Settings):
         reference: "cdg", or "smoothed" for the converged smoothed gradient.
         reference_epsilon: half-width of the CDG.
         reference_sigma: width of the smoothing.
-        reference_passes: local-NES passes of the smoothed reference (even: two halves).
+        reference_passes: local-NES passes of the smoothed reference, or draws of all signs where
+            weights are binary (even: two halves).
         repeats: independent estimates on the same batch.
     """
 
@@ -70,10 +74,6 @@ class GradientQuality:
                 'settings.reference = "smoothed" goes by whole layers: use reference = "cdg", or '
                 "leave out objective.coordinates."
             )
-        if smoothed and not network and cell["objective"].get("weight", "real") != "real":
-            raise ValueError(
-                'settings.reference = "smoothed" needs real weights: use reference = "cdg".'
-            )
         if smoothed and cell["objective"]["name"] == "test_function":
             raise ValueError(
                 'settings.reference = "smoothed" needs a layered objective: use reference = "cdg".'
@@ -84,8 +84,11 @@ class GradientQuality:
         settings = cell["settings"]
         reference = cells.differences_work(cell)
         if settings["reference"] == "smoothed":
-            local = {"name": "nes_local", "passes": settings["reference_passes"]}
-            reference = cells.estimator_work({**cell, "estimator": local})
+            entry = smoothed_reference(cell, settings["reference_passes"])
+            if entry["name"] == "nes_cdg":
+                reference *= settings["reference_passes"]
+            else:
+                reference = cells.estimator_work({**cell, "estimator": entry})
         return float(settings["repeats"] * cells.estimator_work(cell) + reference / 2)
 
     def run(self, cell: Cell, scratch: Path) -> Tables:
@@ -137,6 +140,20 @@ class GradientQuality:
                         }
                     )
         return {"gradient_quality": rows}
+
+
+def smoothed_reference(cell: Cell, draws: int) -> Row:
+    """What estimates the smoothed reference, from so many draws, as an entry of ``[[estimators]]``.
+
+    >>> cell = {"objective": {"name": "teacher_student", "weight": "binary"},
+    ...         "settings": {"reference_sigma": 0.1}}
+    >>> smoothed_reference(cell, 500)
+    {'name': 'nes_cdg', 'sigma': 0.1, 'samples': 500}
+    """
+    # of networks local NES draws binary weights as well, for every example anew
+    signs = not cells.is_network(cell) and cell["objective"].get("weight", "real") == "binary"
+    name, size = ("nes_cdg", "samples") if signs else ("nes_local", "passes")
+    return {"name": name, "sigma": cell["settings"]["reference_sigma"], size: draws}
 
 
 def _groups(params: Params, layered: bool) -> dict[str, list[str]]:
@@ -219,13 +236,12 @@ def _reference(
         return cdg.estimate(objective, params, generator=cells.generator_of(cell)).gradient
 
     def halves() -> Params:
-        passes = settings.reference_passes // 2
-        local = estimators.create("nes_local", sigma=settings.reference_sigma, passes=passes)
+        half_of = estimators.create(**smoothed_reference(cell, settings.reference_passes // 2))
         found: Params = {}
         for half in range(2):
             # A stream that no repeat reaches: the reference is independent of what it judges.
             generator = cells.generator_of(cell, repeat=2**30 + half)
-            gradient = local.estimate(objective, params, generator=generator).gradient
+            gradient = half_of.estimate(objective, params, generator=generator).gradient
             found |= {f"{half}/{name}": tensor for name, tensor in gradient.items()}
         return found
 

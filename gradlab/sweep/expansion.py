@@ -164,7 +164,8 @@ def _estimators(spec: Spec, study: Any) -> list[dict[str, Any]]:
             valid, defaults = registry.options(name), registry.defaults(name)
         except ValueError as error:
             raise spec.error(str(error)) from None
-        lists = estimators.LIST_OPTIONS if kind == "estimators" else frozenset()
+        own: Collection[tuple[str, str]] = getattr(study, "list_options", ())
+        lists = estimators.LIST_OPTIONS if kind == "estimators" else own
         whole = {option for owner, option in lists if owner == name}
         for options in _entries(spec, where, entry, valid, defaults, whole):
             try:
@@ -174,7 +175,7 @@ def _estimators(spec: Spec, study: Any) -> list[dict[str, Any]]:
             except TypeError as error:
                 raise spec.error(
                     f"{where}: an option has the wrong type ({error}): compare with "
-                    f"`gradlab list {kind}`."
+                    f"`gradlab list {getattr(study, 'listed_as', kind)}`."
                 ) from None
             found.append({"name": name, **options})
     return found

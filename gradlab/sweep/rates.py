@@ -29,6 +29,7 @@ from gradlab.evaluation import population as pop
 from gradlab.objectives import Objective
 from gradlab.studies import cells, gradient_variance, networks, training_run
 from gradlab.studies.base import Cell
+from gradlab.studies.gradient_quality import smoothed_reference
 from gradlab.studies.steps import direction
 from gradlab.sweep.worker import torch_threads
 
@@ -154,9 +155,10 @@ def _gradient_quality(cell: Cell) -> list[Work]:
     reference: dict[str, Any] = {"name": "cdg", "epsilon": settings["reference_epsilon"]}
     count = 1.0
     if settings["reference"] == "smoothed":
-        passes = settings["reference_passes"] // 2
-        reference = {"name": "nes_local", "sigma": settings["reference_sigma"], "passes": passes}
+        reference = smoothed_reference(cell, settings["reference_passes"] // 2)
         count = 2.0
+        if reference["name"] == "nes_cdg":  # draws cost the same each: a few are measured
+            reference["samples"], count = 4, settings["reference_passes"] / 4
     shared = Work("estimate", {**cell, "estimator": reference}, count, ("init", "batch"))
     return [Work("batch", cell), *_estimates(cell, float(settings["repeats"])), shared]
 

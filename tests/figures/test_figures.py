@@ -30,6 +30,18 @@ def scales() -> pd.DataFrame:
     return pd.concat([fresh, trained])
 
 
+def thresholds() -> pd.DataFrame:
+    clips = ["hardtanh", *(f"hardtanh(threshold={t})" for t in (0.25, 4.0)), "identity"]
+    methods = [
+        {"estimator": "ste", "label": f"STE {clip}", "surrogate": clip, "quality": 0.9 - 0.1 * i}
+        for i, clip in enumerate(clips)
+    ]
+    return pd.concat(
+        synthetic.gradient_quality(methods, [8, 32], student=student)
+        for student in ("fresh", "converged")
+    )
+
+
 def fitness() -> pd.DataFrame:
     methods = [dict(NES[0], fitness=f) for f in ("raw", "centered", "z_score")]
     return synthetic.loss_decrease(methods, [2, 8], 3, 1, LRS)
@@ -47,6 +59,7 @@ FULL = {
     "cost_quality_seconds": lambda: synthetic.gradient_quality([*FEW, *KIN]),
     "cost_decrease": falls,
     "trajectory": lambda: synthetic.trajectory([CDG, STES[0]], [8], steps=10),
+    "search_progress": synthetic.search_run, "cosine_by_scale": thresholds,
     "hyperparameter": scales, "settings_comparison": fitness,
 }  # fmt: skip
 FALLS = ["loss_decrease_groups", "loss_decrease_by_lr", "best_loss_decrease"]
@@ -363,3 +376,35 @@ def test_a_setting_of_the_study_is_compared_like_an_option() -> None:
     _, numbers = draw("settings_comparison", rows)
     assert set(numbers["choice"]) == {"tensor", "global"}
     assert set(numbers["method"]) == {"CDG", "STE hardtanh"}
+
+
+def test_of_a_descent_the_best_lr_is_drawn() -> None:
+    figure, numbers = draw("search_progress", synthetic.search_run())
+    assert set(numbers["followed"]) == {"best_loss", "loss"}
+    ends = numbers[numbers["x"] == 20].set_index(["followed", "method"])["mean"]
+    # at lr 0.1 it has fallen by exp(-0.2 0.9 10), and passes backwards are counted
+    assert ends["best_loss", "STE hardtanh descent"] == pytest.approx(1.1 * np.exp(-1.8))
+    assert ends["loss", "STE hardtanh descent"] == pytest.approx(1.2 * 1.1 * np.exp(-1.8))
+    assert ends["best_loss", "SNES"] == pytest.approx(1.1 * np.exp(-1.2))
+    assert "passes, forward + backward" in texts(figure)
+
+
+def test_cosines_are_drawn_against_thresholds_with_a_line_without_a_clip() -> None:
+    figure, numbers = laid_out("cosine_by_scale", thresholds())
+    clipped = numbers[numbers["curve"] == "STE hardtanh"]
+    assert set(clipped["scale"]) == {0.25, 1.0, 4.0}
+    assert set(numbers["layer"]) == {"layers.0.weight", "layers.1.weight", "layers.2.weight",
+                                     "hidden"}  # fmt: skip
+    assert numbers[numbers["curve"] == "STE identity"]["scale"].isna().all()
+    assert "Dashed: without a scale." in numbers.attrs["note"]
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["num_dim = 8", "num_dim = 32"]
+    labels = [text.get_text() for text in figure.axes[2].get_xticklabels()]
+    assert labels == [".25", "1", "4"]
+
+
+def test_several_scales_are_no_figure_of_cosines() -> None:
+    both = [dict(CDG, epsilon=e) for e in (0.1, 1.0)] + [dict(NES[0], sigma=s) for s in (0.1, 1.0)]
+    with pytest.raises(ValueError, match="varies 2 of epsilon, sigma and threshold"):
+        draw("cosine_by_scale", synthetic.gradient_quality(both))
+    with pytest.raises(ValueError, match="varies 0 of"):
+        draw("cosine_by_scale", synthetic.gradient_quality(FEW))

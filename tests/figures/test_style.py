@@ -65,6 +65,7 @@ def test_every_estimator_has_its_own_marker() -> None:
 def of_kinds() -> dict[str, dict[str, _style.Style]]:
     """Every estimator of gradlab, and the surrogates that have a colour, by kind."""
     rows = [{"estimator": name, "label": name} for name in ABOUT if name != "ste"]
+    rows += [{"estimator": name, "label": name} for name in columns.FAMILIES["search"]]
     rows += [{"estimator": "ste", "label": s, "surrogate": s} for s in [*_style.STE, "matched"]]
     frame = columns.annotate(pd.DataFrame(rows))
     looks, known = _style.styles(frame), columns.methods(frame)["family"]
@@ -77,7 +78,8 @@ def of_kinds() -> dict[str, dict[str, _style.Style]]:
 def test_every_estimator_has_a_family_and_every_family_a_kind() -> None:
     kinds = of_kinds()
     assert kinds.pop("Others") == {}
-    assert sum(map(len, kinds.values())) == len(ABOUT) + len(_style.STE)
+    searches = columns.FAMILIES["search"]
+    assert sum(map(len, kinds.values())) == len(ABOUT) + len(_style.STE) + len(searches)
     assert sorted(f for families in _style.KINDS.values() for f in families) == sorted(
         columns.FAMILIES
     )

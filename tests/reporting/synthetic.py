@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ LOCAL: list[Method] = [
 MATCHED: Method = {
     "estimator": "ste", "label": "matched STE", "surrogate": "matched", "quality": 0.97,
 }  # fmt: skip
+SEARCHES: list[Method] = [
+    {"estimator": "snes", "label": "SNES", "quality": 0.6},
+    *({"estimator": "descent", "label": "STE hardtanh descent", "surrogate": "hardtanh",
+       "lr": lr, "quality": quality} for lr, quality in [(0.01, 0.5), (0.1, 0.9)]),
+]  # fmt: skip
 METHODS = [CDG, *STES, MATCHED, *LOCAL, *NES]
 PASSES = {"ste": 1.0, "cdg": 2.0 * 3_104}
 OPTIONS = ("surrogate", "epsilon", "population", "sigma", "passes", "fitness", "noise")
@@ -134,6 +140,28 @@ def gradient_quality(
                 }
                 | columns
             )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def search_run(
+    methods: Sequence[Method] = SEARCHES, inits: int = 3, steps: int = 10, **columns: Any
+) -> pd.DataFrame:
+    """Searches whose best loss falls geometrically, and whose mean is a little worse."""
+    rows = []
+    for init, method, step in itertools.product(range(inits), methods, range(steps + 1)):
+        best = (1 + 0.1 * init) * math.exp(-0.2 * method["quality"] * step)
+        descent = method["estimator"] == "descent"
+        rows.append(
+            _keys(method, 8, init, 0)
+            | {
+                "study": "search_run", "step": step, "budget": 20, "lr": method.get("lr"),
+                "learning_rate": 1.0, "loss": 1.2 * best, "best_loss": best,
+                "best_loss_fresh": 1.1 * best, "forward_passes": step * (1.0 if descent else 2.0),
+                "backward_passes": float(step) if descent else 0.0, "seconds": 0.01 * step,
+                "width_mean": None if descent else 0.1, "device": "cpu",
+            }
+            | columns
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 

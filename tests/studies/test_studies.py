@@ -124,8 +124,6 @@ def test_bad_settings_are_one_sentence(
 @pytest.mark.parametrize(
     ("study", "more", "settings", "estimator", "sentence"),
     [
-        ("gradient_quality", 'weight = "binary"', 'reference = "smoothed"', 'name = "cdg"',
-         "needs real weights"),
         ("trajectory", "", "", 'name = "nes"\npopulation = [8, 16]', "one population"),
         ("loss_decrease", "", 'update = "layerwise"', 'name = "nes"\npopulation = [8, 16]',
          "one population"),

@@ -69,6 +69,22 @@ def test_a_loss_decrease_is_counted_by_hand(cells_of: Callable[..., Any]) -> Non
     assert counts(alone) == {"batch": 1, "estimate": 1, "lr": 3}
 
 
+def test_the_smoothed_reference_of_binary_weights_is_counted_by_draws(
+    cells_of: Callable[..., Any],
+) -> None:
+    text = SPEC.replace("loss_decrease", "gradient_quality").split("[settings]")[0]
+    text += (
+        '[settings]\nreference = "smoothed"\nreference_passes = 200\n[[estimators]]\nname = "ste"'
+    )
+    for weight, name, each, count in (("real", "nes_local", 100, 2), ("binary", "nes_cdg", 4, 50)):
+        (cell,) = cells_of(f"objective.weight={weight}", text=text)
+        *_, reference = work(cell)
+        entry = reference.cell["estimator"]
+        assert (entry["name"], entry["sigma"], reference.count) == (name, 0.1, count)
+        assert entry["samples" if weight == "binary" else "passes"] == each
+        assert Rates().seconds(reference) > 0
+
+
 def test_samples_and_single_steps_are_counted_by_hand(cells_of: Callable[..., Any]) -> None:
     sampled = cells_of("settings.final=sample", "settings.final_samples=5")[0]
     assert counts(sampled) == {"batch": 2, "estimate": 1, "sample": 60}

@@ -38,6 +38,12 @@ SIGNS = [*ALL, "settings.reference_epsilon=1",
            ("local_expectation", "nes_cdg", "gumbel_softmax", "reinmax"))]  # fmt: skip
 TINY: dict[str, list[str]] = {
     "activation_bits": [*SMALL, "objective.num_dim=6"],
+    **{f"clip_threshold{size}": [*SMALL, LRS, "student.steps=3", "student.batch_size=256"]
+       for size in ("", "_small")},
+    # of two weights a narrow clip leaves nothing
+    **{f"clip_threshold_cosine{size}": [*SMALL, "objective.num_dim=6", "student.steps=3",
+                                        "student.batch_size=256", "settings.reference_passes=4"]
+       for size in ("", "_small")},
     "cost_quality": [*SMALL, "settings.reference_passes=4", "settings.repeats=2",
                      "estimators.nes.population=[8, 16]", "estimators.nes_local.passes=[1, 2]"],
     **{f"cost_quality_all{size}": [*REAL, "settings.reference_passes=4"]
