@@ -91,6 +91,7 @@ def draw(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         drawn = pd.concat([means.rename(columns={scale: "scale"}), level])
         notes = [
             _notes.interval_note(drawn, seeds=False),
+            "Thick: all hidden layers; thin: single ones, paler towards the input.",
             _notes.reference_note(frame),
             "Dashed: without a scale." if len(level) else "",
         ]
