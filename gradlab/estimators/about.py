@@ -41,7 +41,8 @@ ABOUT = {
     "moment_nes": About(_SMOOTHED + ", with less noise than nes_local", "about 3, and half as many "
                         "backward"),
     "moment_propagation": About("nearly the smoothed loss, without noise; exactly with "
-                                "one hidden layer", "2 to 3, and as many backward"),
+                                "one hidden layer", "2 to 3, and as many backward; a module of K "
+                                "outputs 4 + 2K"),
     "multi_step_ste": About("nothing: the mean of STE gradients along a path",
                             "k and k backward"),
     "nes": About(_SMOOTHED + " (fitness raw or centered)", "P"),
@@ -59,7 +60,7 @@ ABOUT = {
     "spsa": About("cdg averaged over ±ε of all other coordinates", "P"),
     "sr_ste": About("nothing", "samples, and as many backward"),
     "ste": About("nothing but the output layer; matched: nearly the smoothed loss",
-                 "1 and 1 backward"),
+                 "1 and 1 backward; matched, of a module: 3 or more of each"),
     "ste_mean_nes": About("the smoothed loss at the point an STE step away",
                           "P + 1 and 1 backward"),
     "switching": About("nothing while STE's step lowers the loss; then the smoothed loss",

@@ -42,7 +42,8 @@ to first order; local expectation gradients (Titsias and Lázaro-Gredilla 2015) 
 Gaussian pre-activations as in fast dropout (Wang and Manning 2013). The combination was derived
 here and is held to an enumeration of all signs by the tests.
 
-It needs a layered objective with real weights and sign activations: others take ``nes_local``.
+It needs a layered objective with real weights and sign activations, no ``nn.Module``: others take
+``nes_local``.
 ``forward_passes`` and ``backward_passes`` count multiplications, in units of those that a forward
 pass takes, and of twice as many. The split-half cosine compares the two halves of the batch.
 

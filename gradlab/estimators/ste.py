@@ -15,6 +15,16 @@ sign layer in closed form: every NES has its matched STE (compare Shekhovtsov an
 2021). It estimates the smoothed gradient with a small bias at the cost of one forward and one
 backward pass.
 
+Of an ``nn.Module`` all parameters are smoothed, and every sign, or quantized activation, has the
+derivative of its mean, given a sample of what lies below: through BatchNorm, scales, pooling and
+residual sums down to the noisy layers, where :math:`s^2 = \sigma^2 \sum x^2` over the patch that a
+position sees. Samples have weights of each example's own, which its positions share; binary weights
+are taken by their means erf(w/(σ√2)) and variances, as normal. Behind the last sign moments are
+propagated to the loss (:mod:`moment_propagation <gradlab.estimators.moment_propagation>`, whose
+rules and limits these are), so that one hidden layer of real weights under a mean squared error is
+exact. There forward and backward passes count products: 3, and 1 + 2K for K outputs of the part
+behind the last sampled sign.
+
 >>> from gradlab.objectives import TeacherStudent
 >>> objective = TeacherStudent(num_dim=4, batch_size=256, seed=0)
 >>> params = objective.initial_params(seed=0)
@@ -32,11 +42,12 @@ import torch
 
 from gradlab.binary import surrogates
 from gradlab.binary.layers import Choice, name_and_options
+from gradlab.estimators import moments_module
 from gradlab.estimators.base import GradientEstimate, OneEstimate
 from gradlab.estimators.matched import MatchedSmoothing, matched_gradient
 from gradlab.evaluation.noise import draw_key
 from gradlab.evaluation.population import Params
-from gradlab.objectives.base import Objective
+from gradlab.objectives.base import LayeredObjective, NoisyObjective, Objective
 
 
 def _build(choice: Choice) -> Any:
@@ -106,6 +117,13 @@ class STE(OneEstimate):
         """One forward and one backward pass; only ``matched`` draws from the generator."""
         surrogate = _build(self.surrogate)
         if isinstance(surrogate, MatchedSmoothing):
+            if isinstance(objective, NoisyObjective) and not isinstance(
+                objective, LayeredObjective
+            ):
+                return moments_module.estimate(
+                    objective, params, surrogate.sigma, "the matched STE",
+                    key=draw_key(generator),
+                )  # fmt: skip
             gradient = matched_gradient(objective, params, surrogate.sigma, draw_key(generator))
         else:
             options = {}

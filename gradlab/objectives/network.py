@@ -242,8 +242,8 @@ class Network:
         """
         if self._index is not None:
             raise ValueError(
-                "nes_local perturbs whole layers, and objective.coordinates chooses single "
-                "weights: leave coordinates out, or use nes."
+                "noise of every example's own perturbs whole layers, and objective.coordinates "
+                "chooses single weights: leave coordinates out, or use nes."
             )
         check_params(params, self._shapes)
         return NoisyPasses(self.evaluator, params, names, sigma=sigma, noise=noise, base=self._base)

@@ -218,7 +218,7 @@ def test_local_noise_finds_the_smoothed_gradient() -> None:
     ]
     assert estimators.cosine(found[0].gradient[name], found[1].gradient[name]) > 0.95
     few = network(PERCEPTRON, layers=[1], coordinates=3)
-    with pytest.raises(ValueError, match="nes_local perturbs whole layers"):
+    with pytest.raises(ValueError, match="perturbs whole layers"):
         local.estimate(few, few.params, generator=torch.Generator())
 
 

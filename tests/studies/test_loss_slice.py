@@ -122,7 +122,7 @@ def test_curves_of_estimators_are_the_same(tmp_path: Path) -> None:
     [
         (configs.STE, {**NETWORK, "coordinates": None}, {}, "objective.coordinates = 1, for"),
         ({**configs.NES, "population": [4, 8]}, NETWORK, {}, "one population"),
-        (configs.LOCAL, NETWORK, {}, "nes_local perturbs whole layers"),
+        (configs.LOCAL, NETWORK, {}, "perturbs whole layers"),
         (configs.STE, NETWORK, {"points": 4}, "odd number of points"),
         (configs.STE, configs.TEACHER | {"num_dim": 32}, {}, "64 are the most"),
     ],

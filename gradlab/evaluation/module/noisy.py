@@ -105,6 +105,7 @@ class NoisyPasses:
 
     Attributes:
         names: the noisy parameters, in the module's order.
+        smooth_loss: whether the loss is taken as differentiable.
 
     Raises:
         ValueError: an unknown name, parameters that do not fit, a module that couples the examples
@@ -150,6 +151,7 @@ class NoisyPasses:
         if smooth_loss is None:
             smooth_loss = evaluator.loss in (*LOSSES, *LOSSES.values())
         self._plan = self._planned(noise)
+        self.smooth_loss = smooth_loss
         outputs = [layer.name for layer in self._plan.layers if layer.is_output]
         self._pathwise = outputs[0] if outputs and smooth_loss else None
 
