@@ -199,7 +199,8 @@ class Propagation:
         z = self.tape.multiplied(x, weight, patches, node in self._drawn)
         if not bias.mean.dim():
             return z
-        return self.tape.shifted(z, bias if patches is None else viewed(bias, (shape[0], 1, 1)))
+        bias = bias if patches is None else viewed(bias, (shape[0], 1, 1))
+        return self.tape.shifted(z, bias, sampled=node in self._drawn)
 
     def _normalized(self, node: Node, module: _BatchNorm) -> Moments:
         names = self.graph.local_names(node)
@@ -216,25 +217,64 @@ class Propagation:
         if "weight" not in names:
             return found
         weight, bias = (viewed(self._parameter(names[key]), shape) for key in ("weight", "bias"))
-        return self.tape.shifted(self.tape.scaled(found, weight), bias)
+        sampled = node in self._drawn
+        return self.tape.shifted(self.tape.scaled(found, weight, sampled), bias, sampled=sampled)
 
     # --------------------------------------------------------------- arithmetic
 
     def _arithmetic(self, node: Node, name: str) -> Moments:
         if len(node.args) != 2 or node.kwargs:
             raise self._unknown(node)
+        roots = [self._root(a) if isinstance(a, Node) else None for a in node.args]
+        if roots[0] is not None and roots[0] is roots[1]:
+            # the mean of a sum is right all the same, unless it is there for its derivative alone
+            between = self.graph.needed({node}, frozenset({roots[0]}))
+            if name in _PRODUCTS or any(operation(self.graph, n) == "detach" for n in between):
+                raise ValueError(
+                    f"{self.what} takes both sides of {name} (node {node.name}) for independent, "
+                    "and they are functions of one noisy value: write a sign with a derivative of "
+                    "its own as one torch.autograd.Function, or use nes_local."
+                )
         x, y = (
             moments_of(self.values[a], of_batch=a in self._batch)
             if isinstance(a, Node) else moments_of(a) for a in node.args
         )  # fmt: skip
         if name in _SUMS:
-            return self.tape.shifted(x, y, _SUMS[name])
+            return self.tape.shifted(x, y, _SUMS[name], node in self._drawn)
         dependent = x.of_batch and y.of_batch and not (x.known or y.known)
         if dependent or not (name == "mul" or y.known):
             raise self._unknown(node)
-        if name == "mul":
-            return self.tape.scaled(x, y)
-        return self.tape.scaled(x, replace(y, mean=1 / y.mean))
+        y = y if name == "mul" else replace(y, mean=1 / y.mean)
+        return self.tape.scaled(x, y, node in self._drawn)
+
+    def _root(self, node: Node) -> Node | None:
+        """What a noisy value is an elementwise function of; None where it is not noisy."""
+        if not self._noisy(node):
+            return None
+        name = operation(self.graph, node)
+        elementwise = name in _SAME | _SUMS.keys() | _PRODUCTS | {"neg", "negative"}
+        elementwise |= name not in _LINEAR and not self._is_layer(node)
+        roots = [self._root(n) for n in node.all_input_nodes if self._noisy(n)]
+        if elementwise and roots and all(root is roots[0] for root in roots):
+            return roots[0]
+        return self._named(node)
+
+    def _noisy(self, node: Node) -> bool:
+        value = self.values.get(node)
+        return isinstance(value, Moments) and not value.known
+
+    def _named(self, node: Node) -> Node:
+        """Of several nodes that read one parameter the first."""
+        if node.op != "get_attr":
+            return node
+        own = self.graph.reads(node)
+        return next(
+            n for n in node.graph.nodes if n.op == "get_attr" and self.graph.reads(n) == own
+        )
+
+    def _is_layer(self, node: Node) -> bool:
+        layers = (nn.Linear, nn.Conv2d, _BatchNorm)
+        return layer_arguments(node) is not None or isinstance(self.graph.submodule(node), layers)
 
     # ------------------------------------------------------------------- others
 
@@ -242,10 +282,11 @@ class Propagation:
         """What is linear without a weight: sums, means, average pooling, other shapes."""
         if name == "pad" and (node.kwargs.get("value") or node.args[3:] not in ((), (None,), (0,))):
             raise self._unknown(node)
-        fixed = [n for n in node.all_input_nodes
-                 if n not in random and isinstance(self.values[n], Tensor)]  # fmt: skip
-        # of what is not random the variance and the deviations are zero
-        zeros = {n: torch.zeros_like(self.values[n]) for n in fixed}
+        # of summands that are not random the variance and the deviations are zero
+        zeros = {
+            n: torch.zeros_like(self.values[n]) for n in node.all_input_nodes
+            if name in _JOINS and n not in random and isinstance(self.values[n], Tensor)
+        }  # fmt: skip
         inputs: list[Moments] = [self.values[n] for n in random]
 
         def linear(own: Sequence[Tensor]) -> Tensor:
@@ -277,7 +318,8 @@ class Propagation:
         """How many values each mean is of."""
         if name == "avgpool2d":
             options = pooling_options(self.graph.submodule(node), node)
-            if options["ceil_mode"] or not options["count_include_pad"]:
+            unusual = options["ceil_mode"] or options["divisor_override"]
+            if unusual or not options["count_include_pad"]:
                 raise self._unknown(node)
             return float(math.prod(options["kernel_size"]))
         if name == "adaptiveavgpool2d" and any(
@@ -289,6 +331,8 @@ class Propagation:
     def _maximum(self, node: Node, x: Moments) -> Moments:
         name = operation(self.graph, node)
         options = pooling_options(self.graph.submodule(node), node)
+        if options["return_indices"]:
+            raise self._unknown(node)
         if x.sample is not None:
             # the mean of whatever wins in the sample
             won = winners(x.sample, options)
@@ -311,6 +355,14 @@ class Propagation:
         if function is None:
             raise self._unknown(node)
         found = function.expectation(x.mean, x.spread)
+        noisy = (x.variance > 0).expand(x.mean.shape)
+        if not bool(noisy.all()):  # patches of zeros, say: what sign(0) is, the function says
+            value = self._with(node, [source], lambda v: v.mean).detach()
+            found = Expectation(
+                torch.where(noisy, found.first, value),
+                torch.where(noisy, found.second, value.square()),
+                torch.where(noisy, found.slope, 0.0),
+            )
         variance = found.second - found.first.square()
         if not x.of_batch:
             return Moments(found.first, variance, of_batch=False)

@@ -8,13 +8,14 @@ Mohamed and Wierstra, ICML 2014, section 4),
 .. math:: \nabla_{\bar y} E\ell = E\nabla\ell, \qquad \nabla_C E\ell = \tfrac12 E\nabla^2\ell,
 
 so that the gradient is that of :math:`E\nabla\ell\cdot\bar y + \tfrac12\operatorname{tr}(E\nabla^2
-\ell\;C)` with the expectations held. They are means over 64 points of the outputs, mirrored Sobol
-points scaled to variance one: exact for squared errors.
+\ell\;C)` with the expectations held. They are means over mirrored, scrambled Sobol points of the
+outputs, 64 of them and four for each output, with covariance exactly one: exact for squared errors.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ from gradlab.evaluation.population import Params
 from gradlab.objectives.backpropagation import affordable_examples
 from gradlab.objectives.base import NoisyObjective
 
-_PAIRS = 32
+_PAIRS = 32  # at least, and two for each output
 _BYTES = 2**28
 
 
@@ -158,9 +159,12 @@ def _derivatives(
 @functools.lru_cache(maxsize=8)
 def _normal_points(count: int) -> Tensor:
     """Points ``(n, count)`` that stand for independent normals."""
-    uniform = torch.quasirandom.SobolEngine(count).draw(_PAIRS + 1, dtype=torch.float64)[1:]  # type: ignore[no-untyped-call]
-    half = torch.special.ndtri(uniform)
-    half = half / half.square().mean(0).sqrt()
+    # unscrambled, a few points of many dimensions depend on each other
+    engine = torch.quasirandom.SobolEngine(count, scramble=True, seed=0)  # type: ignore[no-untyped-call]
+    pairs = 2 ** math.ceil(math.log2(max(_PAIRS, 2 * count)))
+    half = torch.special.ndtri(engine.draw(pairs, dtype=torch.float64).clamp(1e-9, 1 - 1e-9))
+    root = torch.linalg.cholesky(half.T @ half / pairs)
+    half = torch.linalg.solve_triangular(root, half.T, upper=False).T
     return torch.cat((half, -half))
 
 

@@ -23,12 +23,20 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 _ORDER = {
-    "avg": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
-    "max": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    "adaptive": ("output_size",),
+    "avg": (
+        "kernel_size",
+        "stride",
+        "padding",
+        "ceil_mode",
+        "count_include_pad",
+        "divisor_override",
+    ),
+    "max": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "adaptive": ("output_size", "return_indices"),
 }
 _DEFAULTS = {
     "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, "count_include_pad": True,
+    "divisor_override": None, "return_indices": False,
 }  # fmt: skip
 
 
@@ -54,7 +62,7 @@ def pooling_options(module: nn.Module | None, node: Node) -> dict[str, Any]:
     named = getattr(node.target, "__name__", named).lower() if module is None else named.lower()
     order = _ORDER["adaptive" if "adaptive" in named else "max" if "max" in named else "avg"]
     if module is not None:
-        found = {key: getattr(module, key) for key in order}
+        found = {key: getattr(module, key, None) for key in order}
     else:
         given = dict(zip(order, node.args[1:], strict=False))
         found = {**{key: _DEFAULTS.get(key) for key in order}, **given, **node.kwargs}

@@ -207,7 +207,7 @@ class Tape:
         maps: list[tuple[int | None, Map]] = [(x.place, lambda t: times(t, weight.mean))]
         return self.record(mean, variance, maps, sources, sample)
 
-    def shifted(self, x: Moments, y: Moments, sign: float = 1.0) -> Moments:
+    def shifted(self, x: Moments, y: Moments, sign: float = 1.0, sampled: bool = False) -> Moments:
         """Sum x + sign · y, of independent noise."""
         mean, variance = x.mean + sign * y.mean, x.variance + y.variance
         if not (x.of_batch or y.of_batch):
@@ -215,7 +215,7 @@ class Tape:
         noisy = [each for each in (x, y) if not (each.of_batch or each.known)]
         sources = [of_parameter(each.mean.shape, each.variance) for each in noisy]
         sample = None
-        if x.sample is not None or y.sample is not None:
+        if sampled or x.sample is not None or y.sample is not None:
             sample = self._sample(x, mean) + sign * self._sample(y, mean)
         maps: list[tuple[int | None, Map]] = [
             (x.place, lambda t: t.expand(mean.shape)),
@@ -223,7 +223,7 @@ class Tape:
         ]
         return self.record(mean, variance.expand(mean.shape), maps, sources, sample)
 
-    def scaled(self, x: Moments, y: Moments) -> Moments:
+    def scaled(self, x: Moments, y: Moments, sampled: bool = False) -> Moments:
         """Product x · y, of independent noise."""
         mean = x.mean * y.mean
         variance = x.variance * y.mean.square() + x.second * y.variance
@@ -234,7 +234,7 @@ class Tape:
             if not (one.of_batch or one.known):
                 sources.append(of_parameter(one.mean.shape, one.variance, other.mean))
         sample = None
-        if x.sample is not None or y.sample is not None:
+        if sampled or x.sample is not None or y.sample is not None:
             sample = self._sample(x, mean) * self._sample(y, mean)
         maps: list[tuple[int | None, Map]] = [
             (x.place, lambda t: t * y.mean), (y.place, lambda t: t * x.mean)

@@ -76,8 +76,8 @@ OPTIONS = {
     "descent_estimator",
     # of variational methods
     "p", "side", "mode", "parameterization", "removal", "initial", "prior", "prior_sigma", "pi",
-    "sigma1", "sigma2", "initial_mean", "initial_rho", "bias_noise", "groups", "penalty", "droprate_init",
-    "length_scale", "weight_regularizer", "dropout_regularizer", "largest_variance", "prediction",
+    "sigma1", "sigma2", "initial_mean", "initial_rho", "bias_noise", "groups", "penalty",
+    "droprate_init", "length_scale", "weight_regularizer", "dropout_regularizer", "largest_variance", "prediction",
     "bayes_by_backprop_estimator", "l0_weight_decay",
 }  # fmt: skip
 LATER = {"evaluation_examples"}

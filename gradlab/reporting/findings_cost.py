@@ -116,20 +116,27 @@ def _overtaken(place: _Place, reference: str) -> list[Finding]:
         if not members or not straight:
             continue
         reached: dict[str, list[str]] = {}
-        never = []
+        behind, open_ = [], []
         for other in straight:
-            ahead = [m for m in members if place.gap(m, other)["low"] > 0]
+            gaps = {m: place.gap(m, other) for m in members}
+            ahead = [m for m in members if gaps[m]["low"] > 0]
             if ahead:
                 reached.setdefault(_passes(place, ahead[0]), []).append(other)
+            elif all(gap["high"] < 0 for gap in gaps.values()):
+                behind.append(other)
             else:
-                never.append(other)
+                open_.append(other)
         parts = [f"overtakes {listed(others)} at {cost}" for cost, others in reached.items()]
-        if never:
-            parts.append(f"does not overtake {listed(never)} within {_passes(place, members[-1])}")
+        most = _passes(place, members[-1])
+        if behind:
+            parts.append(f"stays behind {listed(behind)} up to {most}")
+        if open_:
+            parts.append(f"is not told apart from {listed(open_)} by {most}")
         clauses.append(f"{name} {', '.join(parts)}")
-    if not clauses:
+    inits = int(place.cosines.notna().any().to_numpy().sum())
+    if not clauses or inits < summaries.LEAST_INITS:
         return []
-    n = sample(place.cosines.notna().any().sum())
+    n = sample(inits)
     text = f"{place.opening}, by the cosine to {reference}: {'; '.join(clauses)} ({n})."
     return [Finding("At what cost", text)]
 
@@ -154,6 +161,8 @@ def _surrogates(place: _Place, reference: str) -> list[Finding]:
         verdict = "not resolved"
     else:
         verdict = "resolved, and little" if gap["high"] < LITTLE else "resolved"
+        if len(members) > 2:
+            verdict += " (the two were chosen by the same inits)"
     text = (f"{place.opening}: of {len(members)} surrogates {best} is nearest to {reference} "
             f"({place.mean(best)}) and {worst} furthest ({place.mean(worst)}), a difference of "
             f"{width}, {verdict}")  # fmt: skip

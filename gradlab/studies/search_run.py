@@ -12,8 +12,8 @@ particles the last ones.
 
 All evaluations are counted, the loss at the mean after every generation among them
 (:func:`gradlab.search.minimize` has it compete for the best). A descent's loss comes with the
-forward pass of a gradient that is backpropagated; for others it is one pass more. A generation that
-would overrun the budget is not begun. Random walks flip the signs of the objective's binary weights
+forward pass that an STE differentiates; with other estimators it is one pass more. A generation
+that would overrun the budget is not begun. Random walks flip the signs of the objective's binary weights
 and move the real ones; all others search the latent weights. Where real weights enter only through
 signs, the length of a search distribution's mean is free.
 """
@@ -74,7 +74,7 @@ class SearchRun:
             objective = cells.objective_of(_smaller(cell))
             params, generator = objective.initial_params(0), cells.generator_of(cell)
             estimate = method.source().estimate(objective, params, generator=generator)
-            least, what = math.ceil(_passes(estimate)), "one step"
+            least, what = math.ceil(_passes(estimate, method.entry["name"])), "one step"
         else:
             # a search asks of an objective what NES asks: losses
             cells.require_runnable({**cell, "estimator": {"name": "nes"}})
@@ -112,8 +112,9 @@ class SearchRun:
         key = cells.key_columns(cell, leave_out=("points",))
         if isinstance(method, Descent) and "surrogate" in method.entry:
             key["surrogate"] = surrogate_label(method.entry["surrogate"])
-        record = _Record(key, settings, lambda params: float(unseen.loss(params)))
         params, generator = student_of(cell, scratch), cells.generator_of(cell)
+        # its clock starts now, and students are trained once for all methods
+        record = _Record(key, settings, lambda params: float(unseen.loss(params)))
         if isinstance(method, Descent):
             _descend(method, objective, params, generator, record)
         else:
@@ -138,10 +139,10 @@ def _as_trajectory(cell: Cell, method: Descent) -> Cell:
     return {**cell, "study": "trajectory", "estimator": method.entry}
 
 
-def _passes(estimate: GradientEstimate) -> float:
-    """Of one step: the forward pass that is differentiated gives the loss as well."""
+def _passes(estimate: GradientEstimate, name: str) -> float:
+    """Of one step: the forward pass that an STE differentiates gives the loss as well."""
     spent = estimate.forward_passes + estimate.backward_passes
-    return spent if estimate.backward_passes else spent + 1
+    return spent if name == "ste" and spent == 2 else spent + 1
 
 
 @dataclass
@@ -218,7 +219,7 @@ def _descend(
     generator: torch.Generator,
     record: _Record,
 ) -> None:
-    estimator, step = method.source(), 0
+    estimator, step, name = method.source(), 0, method.entry["name"]
     forward = backward = last = 0.0
     best, lowest = params, math.inf
     while True:
@@ -245,6 +246,6 @@ def _descend(
         estimate = estimator.estimate(objective, params, generator=generator)
         move = direction(estimate.gradient, method.normalize)
         params = {name: w - method.lr * move[name] for name, w in params.items()}
-        last, step = _passes(estimate), step + 1
+        last, step = _passes(estimate, name), step + 1
         forward += last - estimate.backward_passes
         backward += estimate.backward_passes

@@ -77,7 +77,9 @@ class Descent:
     def entry(self) -> dict[str, Any]:
         """The estimator as a cell has it: its name and all of its options."""
         given = self.estimator
-        options = {"name": given} if isinstance(given, str) else dict(given)
+        options: dict[str, Any] = {"name": given} if isinstance(given, str) else {}
+        if isinstance(given, Mapping):
+            options = dict(given)
         if not isinstance(options.get("name"), str):
             raise ValueError(
                 f'estimator is {given!r}: write for example estimator = "ste", or '

@@ -201,3 +201,26 @@ def test_what_has_no_rule_is_refused_by_its_name() -> None:
     coupled = Classification(normal.train(), images(3), torch.arange(3))
     with pytest.raises(ValueError, match=r"couples the examples .* call model\.eval\(\)"):
         matched(coupled, coupled.initial_params(0))
+
+
+def test_samples_have_the_variance_that_they_are_differentiated_with() -> None:
+    """Also of noise in front of the first layer, which no sample brings along."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1), BinaryActivation(), nn.Linear(1, 1),
+                          BinaryActivation(), nn.Linear(1, 1)).double().eval()  # fmt: skip
+    inputs = torch.randn(1, 3).double().expand(20_000, 3)
+    params = {name: w.detach() for name, w in model.named_parameters()}
+
+    def normals(stream: int, numbers: int) -> Tensor:
+        generator = torch.Generator().manual_seed(stream)
+        return torch.randn(len(inputs), numbers, generator=generator).double()
+
+    graph, state = ModuleGraph(model), {**params, **dict(model.named_buffers())}
+    found = []
+    for draws in (normals, None):
+        propagation = Propagation(graph, state, list(params), 0.5, "x", normals=draws)
+        propagation.run(inputs)
+        found += [value for node, value in propagation.values.items() if node.target == "1"]
+    sample, moments = found
+    # its standard error is √(2/20,000) of it, a little more where it is not normal
+    assert abs(float(sample.var()) / float(moments.variance[0, 0]) - 1) < 0.06

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradlab.binary import sign
-from gradlab.binary.layers import BinaryConv2d
+from gradlab.binary.layers import BinaryActivation, BinaryConv2d
 from gradlab.estimators import cosine, create, moments_module
 from gradlab.estimators.moments_graph import Propagation
 from gradlab.estimators.moments_tape import Moments
@@ -396,3 +396,126 @@ def test_smooth_networks_have_the_gradient_of_many_samples() -> None:
             total[name] += each
     for name in params:
         assert cosine(found[name], total[name]) > 0.98
+
+
+class Shuffled(nn.Module):
+    """Units in another order, by a buffer or by a list."""
+
+    def __init__(self, by_buffer: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.order: Any = [3, 1, 2, 0]
+        if by_buffer:
+            del self.order
+            self.register_buffer("order", torch.tensor([3, 1, 2, 0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.second(torch.sign(self.first(x))[:, self.order])
+        return outputs
+
+
+def test_an_index_in_a_buffer_is_no_summand() -> None:
+    torch.manual_seed(0)
+    models = [Shuffled(False), Shuffled(True)]
+    models[1].load_state_dict(models[0].state_dict(), strict=False)
+    names, inputs = [name for name, _ in models[0].named_parameters()], torch.randn(5, 3)
+    (one, first), (other, second) = (propagated(m, inputs, names, SIGMA) for m in models)
+    torch.testing.assert_close(one.variance, other.variance)
+    torch.testing.assert_close(first, second)
+
+
+class Idiom(nn.Module):
+    """A sign written as a sum that is there for its derivative, or a product of dependent sides."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.second, self.kind = nn.Linear(3, 4), nn.Linear(4, 2), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.kind == "identity":
+            x = x + (torch.sign(x) - x).detach()
+        elif self.kind == "clipped":
+            x = torch.sign(x).detach() - torch.clamp(x, -1, 1).detach() + torch.clamp(x, -1, 1)
+        elif self.kind == "squared":
+            x = x * torch.tanh(x)
+        else:
+            return F.linear(x, self.second.weight * self.second.weight)
+        outputs: Tensor = self.second(x)
+        return outputs
+
+
+@pytest.mark.parametrize("kind", ["identity", "clipped", "squared", "weights"])
+def test_two_functions_of_one_value_are_not_taken_for_independent(kind: str) -> None:
+    model = Idiom(kind)
+    with pytest.raises(
+        ValueError, match=r"functions of one noisy value: write a sign .* nes_local"
+    ):
+        propagated(model, torch.randn(5, 3), [n for n, _ in model.named_parameters()], SIGMA)
+
+
+def test_where_there_is_no_noise_functions_have_their_own_values() -> None:
+    torch.manual_seed(0)
+    inputs = images(4)
+    inputs[:, :, :, :4] = 0  # patches of zeros, of which torch's sign is 0 and gradlab's +1
+    for function, at_zero in ((torch.sign, 0.0), (BinaryActivation(), 1.0)):
+        model = _Elementwise(function)
+        found, _ = propagated(model, inputs, ["first.weight"], SIGMA)
+        place = (slice(None), slice(None), slice(None), slice(0, 2))
+        signs = found.mean.reshape(4, 3, 6, 6)[place]
+        assert (signs == at_zero).all()
+        assert (found.variance.reshape(4, 3, 6, 6)[place] == 0).all()
+        assert (found.variance.reshape(4, 3, 6, 6)[..., 4:] > 0).all()
+
+
+class _Elementwise(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.first, self.function = nn.Conv2d(1, 3, 3, bias=False), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.function(self.first(x)).flatten(1)
+        return outputs
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        nn.AvgPool2d(2, divisor_override=1),
+        nn.AvgPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(2, padding=1),
+    ],
+)
+def test_unusual_pooling_is_refused(pooling: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), pooling, nn.Flatten())
+    with pytest.raises(ValueError, match=r"has no rule for (avg|max)pool2d"):
+        propagated(model, images(2), ["0.weight", "0.bias"], SIGMA)
+
+
+class _Indices(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pooling = nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, return_indices=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.pooling(self.first(x))[0].flatten(1)
+        return outputs
+
+
+def test_pooling_that_says_where_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no rule for maxpool2d"):
+        propagated(_Indices(), images(2), ["first.weight", "first.bias"], SIGMA)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 40])
+def test_points_of_the_outputs_are_uncorrelated(count: int) -> None:
+    points = moments_module._normal_points(count)
+    assert len(points) >= 4 * count
+    torch.testing.assert_close(points.mean(0), torch.zeros(count).double(), rtol=0, atol=1e-12)
+    found = points.T @ points / len(points)
+    torch.testing.assert_close(found, torch.eye(count).double(), rtol=0, atol=1e-10)
+    # more than their covariance: E x₁² x₂² is 1, E x⁴ 3
+    if count > 1:
+        fourth = points[:, :, None].square() * points[:, None].square()
+        apart = fourth.mean(0)[~torch.eye(count, dtype=torch.bool)]
+        assert abs(float(apart.mean()) - 1) < 0.1
