@@ -77,8 +77,8 @@ OPTIONS = {
     # of variational methods
     "p", "side", "mode", "parameterization", "removal", "initial", "prior", "prior_sigma", "pi",
     "sigma1", "sigma2", "initial_mean", "initial_rho", "bias_noise", "groups", "penalty",
-    "droprate_init", "length_scale", "weight_regularizer", "dropout_regularizer", "largest_variance", "prediction",
-    "bayes_by_backprop_estimator", "l0_weight_decay",
+    "droprate_init", "length_scale", "weight_regularizer", "dropout_regularizer",
+    "largest_variance", "prediction", "bayes_by_backprop_estimator", "l0_weight_decay",
 }  # fmt: skip
 LATER = {"evaluation_examples"}
 """Settings that the first tables have no column for: a row without one says nothing about it."""

@@ -13,9 +13,9 @@ particles the last ones.
 All evaluations are counted, the loss at the mean after every generation among them
 (:func:`gradlab.search.minimize` has it compete for the best). A descent's loss comes with the
 forward pass that an STE differentiates; with other estimators it is one pass more. A generation
-that would overrun the budget is not begun. Random walks flip the signs of the objective's binary weights
-and move the real ones; all others search the latent weights. Where real weights enter only through
-signs, the length of a search distribution's mean is free.
+that would overrun the budget is not begun. Random walks flip the signs of the objective's binary
+weights and move the real ones; all others search the latent weights. Where real weights enter only
+through signs, the length of a search distribution's mean is free.
 """
 
 from __future__ import annotations
