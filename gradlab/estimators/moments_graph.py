@@ -268,9 +268,9 @@ class Propagation:
         if node.op != "get_attr":
             return node
         own = self.graph.reads(node)
-        return next(
-            n for n in node.graph.nodes if n.op == "get_attr" and self.graph.reads(n) == own
-        )
+        readers = (n for n in node.graph.nodes if n.op == "get_attr")
+        first: Node = next(n for n in readers if self.graph.reads(n) == own)
+        return first
 
     def _is_layer(self, node: Node) -> bool:
         layers = (nn.Linear, nn.Conv2d, _BatchNorm)
