@@ -100,6 +100,7 @@ class Propagation:
         self.graph, self.state, self.names = graph, state, frozenset(names)
         self.sigma, self.what, self.tape = sigma, what, Tape(normals, shared)
         self.values: dict[Node, Any] = {}
+        self._roots: dict[Node, Node | None] = {}
         self.layers = self.unsampled_layers = 0
         self._batch = frozenset(graph.split(cut=frozenset({graph.placeholder})).suffix.nodes)
         self._batch |= {graph.placeholder}
@@ -251,6 +252,11 @@ class Propagation:
         """What a noisy value is an elementwise function of; None where it is not noisy."""
         if not self._noisy(node):
             return None
+        if node not in self._roots:
+            self._roots[node] = self._traced_root(node)
+        return self._roots[node]
+
+    def _traced_root(self, node: Node) -> Node | None:
         name = operation(self.graph, node)
         elementwise = name in _SAME | _SUMS.keys() | _PRODUCTS | {"neg", "negative"}
         elementwise |= name not in _LINEAR and not self._is_layer(node)
