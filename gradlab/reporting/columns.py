@@ -134,8 +134,10 @@ def option_columns(frame: pd.DataFrame) -> list[str]:
     found = []
     network = is_network(frame)
     for column in frame.columns:
-        # A network's layers are part of the problem; those of an estimator are named otherwise.
-        if column in OPTIONS and not (network and column in NETWORK):
+        # A network's layers are part of the problem, and so is how it is trained; those of an
+        # estimator are named otherwise.
+        own = network and (column in NETWORK or column == "learning_rate")
+        if column in OPTIONS and not own:
             found.append(column)
         elif column not in LATER and _like_a_setting(frame, column) and "estimator" in frame:
             absent = frame[column].isna().groupby(frame["estimator"]).all()
