@@ -70,7 +70,7 @@ OPTIONS = {
     "samples", "sigma_gradient", "weight_surrogate",
     "noise_scale",  # of gradient sources
     # of searches
-    "learning_rate", "learning_rate_sigma", "learning_rate_shape", "importance_mixing",
+    "learning_rate_sigma", "learning_rate_shape", "importance_mixing",
     "adaptation_sampling", "block_size", "baseline_decay", "normalized", "max_change",
     "binary_weights", "chains", "stages", "power", "moves", "resample_below", "flips",
     "descent_estimator",
@@ -136,8 +136,11 @@ def option_columns(frame: pd.DataFrame) -> list[str]:
     for column in frame.columns:
         # A network's layers are part of the problem, and so is how it is trained; those of an
         # estimator are named otherwise.
-        own = network and (column in NETWORK or column == "learning_rate")
-        if column in OPTIONS and not own:
+        if network:
+            option = column in OPTIONS and column not in NETWORK
+        else:
+            option = column in OPTIONS or column == "learning_rate"
+        if option:
             found.append(column)
         elif column not in LATER and _like_a_setting(frame, column) and "estimator" in frame:
             absent = frame[column].isna().groupby(frame["estimator"]).all()
